@@ -1,0 +1,75 @@
+"""Randomness as a pure function of (seed, purpose, numbers).
+
+Nothing here keeps state, so the same draw can be made again at any time, in any order and in any process: resuming
+needs no generator state, and dropout masks are replayed by seeding again with the same key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+# splitmix64's constants (Steele, Lea, Flood 2014), written as the signed 64-bit integers that torch has.
+_GOLDEN = -7046029254386353131
+_MIX_1 = -4658895280553007687
+_MIX_2 = -7723592293110705685
+
+
+def derive(seed: int, purpose: str, *numbers: int) -> int:
+    """A seed in [0, 2^63) for one purpose: `derive(0, "order", epoch)`."""
+    text = "/".join([str(seed), purpose, *map(str, numbers)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def generator(seed: int, purpose: str, *numbers: int) -> torch.Generator:
+    """A fresh CPU generator for one purpose."""
+    return torch.Generator().manual_seed(derive(seed, purpose, *numbers))
+
+
+def _logical_shift(x: Tensor, bits: int) -> Tensor:
+    """`x >> bits` as if x were unsigned; torch's shift copies the sign bit."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _logical_shift(x, 30)) * _MIX_1
+    x = (x ^ _logical_shift(x, 27)) * _MIX_2
+    return x ^ _logical_shift(x, 31)
+
+
+def draw(key: int, i: Tensor, k: Tensor) -> Tensor:
+    """Uniform integers in [0, 2^63), one for each pair of image index and view number.
+
+    Args:
+        key: what the draw is for, from `derive`.
+        i: image indices, int64 [B].
+        k: view numbers, int64 [B] or broadcastable to it.
+
+    Returns:
+        int64 [B], the same for the same (key, i, k) whatever the batch.
+    """
+    state = _mix(i * _GOLDEN + key)
+    state = _mix(state + (k + 1) * _GOLDEN)
+    return _logical_shift(state, 1)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Runs the body with the device's default generator at `seed`, and puts the generator back afterwards."""
+    source = _default_generator(device)
+    before = source.get_state()
+    source.manual_seed(seed)
+    try:
+        yield
+    finally:
+        source.set_state(before)
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    if device.type == "cuda":
+        return torch.cuda.default_generators[device.index if device.index is not None else torch.cuda.current_device()]
+    return torch.default_generator
