@@ -1,0 +1,60 @@
+"""What the parts of the bilevel step promise each other.
+
+Inner step: theta' = optimiser(theta, g), g the gradient of the mean soft cross-entropy of a batch x [B] with labels
+y [B, C]. Outer objective: L_meta(theta'), the cross-entropy of another batch with its given labels. Wanted: dL_meta/dy.
+Cross-entropy is linear in y, so without approximation and without a second-order graph
+
+    dL_meta/dy[i, c] = -(1/B) * < grad_theta log p(c | x_i; theta), v >,    v = (d theta'/d g)^T grad L_meta(theta').
+
+An estimator is one way to take that directional derivative. Its laws, held by `tests/bilevel`:
+
+1. it equals `unrolled` in float64, to rounding (exact estimators) or to its order in the step (finite differences);
+2. it leaves parameters, their gradients, buffers and generators bit-identical;
+3. a missing tangent or an unknown optimiser is an error, never a zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from distill.bilevel.lookahead import LookAhead
+
+Tensors = dict[str, Tensor]  # by parameter name
+
+
+@dataclass(frozen=True)
+class InnerStep:
+    """What one training step leaves behind, so that its labels can be judged afterwards."""
+
+    theta: Tensors  # the parameters *before* the step, detached copies; the Jacobian must be taken here
+    look_ahead: LookAhead  # how the step depends on the gradient
+    images: Tensor  # [B, ch, H, W]
+    labels: Tensor  # y, [B, C], as trained on
+    log_probabilities: Tensor  # log softmax of the training forward, detached, [B, C]
+    seed: int  # of the training forward, so that dropout's masks can be drawn again
+    precision: str  # of the training forward: "float32", or "bfloat16" for autocast
+
+
+class Estimator(Protocol):
+    """One way to take dL_meta/dy."""
+
+    @property
+    def name(self) -> str:
+        """As a recipe names it."""
+        ...
+
+    @property
+    def needs_state(self) -> bool:
+        """Whether the look-ahead must keep the optimiser's buffers."""
+        ...
+
+    def __call__(self, model: nn.Module, inner: InnerStep, meta_gradient: Tensors) -> Tensor:
+        """dL_meta/dy [B, C], given the meta gradient at theta', by parameter name.
+
+        Raises:
+            BilevelError: this model or optimiser cannot be differentiated this way.
+        """
+        ...

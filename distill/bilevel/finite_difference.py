@@ -1,0 +1,55 @@
+"""The derivative from one or two more forward passes at nearby parameters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distill.bilevel import hygiene
+from distill.bilevel.contract import InnerStep, Tensors
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    """(log p(theta + eps v) - log p(theta)) / eps, or the central form, with eps = reach / norm(v).
+
+    `reach` is how far the parameters are moved, whatever the meta gradient's size: at 1e-3 the cosine with the exact
+    derivative is .99999 or better in float32 on the nets tried, at 1 it falls to .5. Useless in bfloat16. The one-sided
+    form costs one forward pass, since the training forward's own logits are its other end.
+    """
+
+    central: bool = False
+    reach: float = 1e-3
+    needs_state: bool = False
+
+    @property
+    def name(self) -> str:
+        """As a recipe names it."""
+        return "central" if self.central else "one-sided"
+
+    def __call__(self, model: nn.Module, inner: InnerStep, meta_gradient: Tensors) -> Tensor:
+        """dL_meta/dy, [B, C]."""
+        direction = inner.look_ahead.pull_back(meta_gradient)
+        norms = torch._foreach_norm(list(direction.values()))
+        norm = torch.stack([n.to(inner.labels) for n in norms]).norm()
+        # A zero direction gives a zero derivative; no branch, which would wait for the device.
+        eps = self.reach / norm.clamp_min(torch.finfo(norm.dtype).tiny ** 0.5)
+        ahead = self._log_probabilities(model, inner, direction, eps)
+        if self.central:
+            behind = self._log_probabilities(model, inner, direction, -eps)
+            slope = (ahead - behind) / (2 * eps)
+        else:
+            slope = (ahead - inner.log_probabilities) / eps
+        return -slope / inner.images.shape[0]
+
+    def _log_probabilities(self, model: nn.Module, inner: InnerStep, direction: Tensors, eps: Tensor) -> Tensor:
+        names = list(direction)
+        moved = torch._foreach_add(
+            [inner.theta[n] for n in names], torch._foreach_mul([direction[n] for n in names], eps)
+        )
+        theta = {**inner.theta, **dict(zip(names, moved, strict=True))}
+        with torch.no_grad():
+            logits = hygiene.silent_forward(model, theta, inner.images, seed=inner.seed, precision=inner.precision)
+            return torch.log_softmax(logits.to(inner.log_probabilities.dtype), dim=-1)

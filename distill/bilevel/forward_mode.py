@@ -1,0 +1,55 @@
+"""The exact derivative for the price of one dual forward pass."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from distill.bilevel import hygiene
+from distill.bilevel.contract import InnerStep, Tensors
+from distill.errors import BilevelError
+
+_CURE = 'set teacher.labels.estimator = "auto" or "one-sided".'
+
+
+@dataclass(frozen=True)
+class ForwardMode:
+    """Forward-mode differentiation of log softmax(f(x; theta)) along v. Right in bfloat16 autocast too.
+
+    `forward_ad.dual_level` and not `torch.func.jvp`, which refuses autocast's mixed types.
+    """
+
+    name: str = "forward-mode"
+    needs_state: bool = False
+
+    def __call__(self, model: nn.Module, inner: InnerStep, meta_gradient: Tensors) -> Tensor:
+        """dL_meta/dy, [B, C]."""
+        direction = inner.look_ahead.pull_back(meta_gradient)
+        with torch.no_grad(), forward_ad.dual_level(), hygiene.math_attention(), warnings.catch_warnings():
+            # torch's own forward-mode rules are compiled on first use by a function that torch has deprecated.
+            warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
+            duals = {
+                name: forward_ad.make_dual(t, direction[name]) if name in direction else t
+                for name, t in inner.theta.items()
+            }
+            try:
+                logits = hygiene.silent_forward(model, duals, inner.images, seed=inner.seed, precision=inner.precision)
+                tangent = forward_ad.unpack_dual(torch.log_softmax(_wide(logits), dim=-1)).tangent
+            except (NotImplementedError, RuntimeError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise BilevelError(f"forward-mode: this model cannot be differentiated: {reason}", cure=_CURE) from error
+        if tangent is None:
+            raise BilevelError(
+                "forward-mode: the derivative was lost on the way (inference mode, a compiled model, or a function "
+                "without a rule); found no tangent, expected one of the logits' shape",
+                cure=_CURE,
+            )
+        return -tangent / inner.images.shape[0]
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.float() if logits.itemsize < 4 else logits

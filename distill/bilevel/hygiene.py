@@ -1,0 +1,74 @@
+"""Extra forward passes that leave no trace: running statistics, dropout's generator, attention kernels, precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _NormBase
+
+from distill.errors import BilevelError
+from distill.seeding import seeded
+
+
+@contextmanager
+def untracked(model: nn.Module) -> Iterator[None]:
+    """Train mode without its side effects: every buffer is bit-identical afterwards.
+
+    Normalisation layers are told not to track statistics, because forward-mode differentiation refuses, or silently
+    mishandles, the in-place update. Buffers of other modules (EvoNorm's variance, say) are put back from a copy.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    own = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
+    others = [b for b in model.buffers() if id(b) not in own]
+    versions = [b._version for b in others]
+    copies = [b.clone() for b in others]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
+        with torch.no_grad():
+            for buffer, version, copy in zip(others, versions, copies, strict=True):
+                if buffer._version != version:
+                    buffer.copy_(copy)
+
+
+@contextmanager
+def _training_pass(model: nn.Module, device: torch.device, seed: int, precision: str) -> Iterator[None]:
+    if not model.training:
+        raise BilevelError("learned labels: the model is in eval mode, expected train mode", cure="call model.train().")
+    with ExitStack() as stack:
+        stack.enter_context(seeded(device, seed))
+        if precision == "bfloat16":
+            stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False))
+        yield
+
+
+def training_forward(model: nn.Module, images: Tensor, *, seed: int, precision: str) -> Tensor:
+    """The one forward pass that updates running statistics: images [B, ch, H, W] -> logits [B, C]."""
+    with _training_pass(model, images.device, seed, precision):
+        logits: Tensor = model(images)
+    return logits
+
+
+def silent_forward(
+    model: nn.Module, parameters: dict[str, Tensor], images: Tensor, *, seed: int, precision: str
+) -> Tensor:
+    """The training forward again with other parameters, the same dropout masks and no trace: -> logits [B, C]."""
+    with untracked(model), _training_pass(model, images.device, seed, precision):
+        logits: Tensor = functional_call(model, parameters, (images,))
+    return logits
+
+
+@contextmanager
+def math_attention() -> Iterator[None]:
+    """Attention by plain matrix products: the fused kernels have no forward-mode rule and no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

@@ -1,0 +1,303 @@
+"""One training step of a teacher: plain, or with the labels learned in the same breath.
+
+The look-ahead is the real step: the optimiser moves the network once, no copy of it is ever made; only the parameters
+from before the step are kept, because the Jacobian belongs there.
+
+    held-out     forward, backward, step; forward and backward of a meta batch at theta'; directional derivative
+    next-batch   the next batch's training forward *is* the meta forward: one forward, two backwards on its graph (given
+                 labels, learned labels), directional derivative for the batch before
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from distill.bilevel import hygiene, lookahead
+from distill.bilevel.contract import Estimator, InnerStep, Tensors
+from distill.bilevel.lookahead import LookAhead, SGDRule
+from distill.data.loader import Batch
+from distill.errors import BilevelError
+from distill.labels.rules import LabelRule, Learned
+from distill.losses.soft import cross_entropy, soft_cross_entropy
+from distill.seeding import derive
+
+
+class Step(Protocol):
+    """What the teacher's loop calls for each batch."""
+
+    def __call__(self, batch: Batch, number: int, *, learn: bool) -> dict[str, Tensor]:
+        """Trains on one batch and returns its named losses, detached, without waiting for the device.
+
+        Args:
+            batch: images and given labels.
+            number: how many steps came before, over the whole run; seeds dropout.
+            learn: whether the labels of this batch are to be judged.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides model, optimiser and labels."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        ...
+
+    def check(self) -> None:
+        """Raises BilevelError when a meta gradient was not finite."""
+        ...
+
+
+@dataclass
+class Training:
+    """What every step works on."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    rule: LabelRule
+    seed: int
+    precision: str = "float32"
+
+    def forward_seed(self, number: int) -> int:
+        """Dropout's seed in the training forward of one step."""
+        return derive(self.seed, "forward", number)
+
+    def forward(self, batch: Batch, number: int) -> Tensor:
+        """The training forward: logits [B, C]."""
+        return hygiene.training_forward(
+            self.model, batch.images, seed=self.forward_seed(number), precision=self.precision
+        )
+
+    def backward(self, loss: Tensor) -> None:
+        """Fills the gradients for the optimiser's step."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def record(self, batch: Batch, number: int, logits: Tensor, labels: Tensor, *, keep_state: bool) -> InnerStep:
+        """Keeps what judging this step's labels will need; to be called before the optimiser's step."""
+        parameters = lookahead.trained_parameters(self.model)
+        log_probabilities = torch.log_softmax(logits.detach().to(labels.dtype), dim=-1)
+        return InnerStep(
+            theta={name: p.detach().clone() for name, p in parameters.items()},
+            look_ahead=lookahead.record(self.optimizer, parameters, keep_state=keep_state),
+            images=batch.images,
+            labels=labels,
+            log_probabilities=log_probabilities,
+            seed=self.forward_seed(number),
+            precision=self.precision,
+        )
+
+
+class PlainStep:
+    """Forward, backward, step: fixed labels."""
+
+    def __init__(self, training: Training) -> None:
+        self.training = training
+
+    def __call__(self, batch: Batch, number: int, *, learn: bool) -> dict[str, Tensor]:
+        """See `Step`; there is nothing to learn."""
+        logits = self.training.forward(batch, number)
+        loss = soft_cross_entropy(logits, self.training.rule.labels(batch.indices, batch.given)).mean()
+        self.training.backward(loss)
+        self.training.optimizer.step()
+        return {"loss": loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing."""
+
+    def check(self) -> None:
+        """Nothing."""
+
+
+class LabelStep:
+    """From a meta gradient to a label step. Shared by both meta sources.
+
+    Args:
+        rule: the learned labels.
+        estimator: how the derivative is taken.
+        meta_gradient_mean: decay of a running mean of the meta gradient; 0 takes each one as it is.
+    """
+
+    def __init__(self, rule: Learned, estimator: Estimator, meta_gradient_mean: float) -> None:
+        self.rule = rule
+        self.estimator = estimator
+        self.decay = meta_gradient_mean
+        self.mean: Tensors = {}
+        self.updates = 0
+        self.finite: Tensor | None = None
+
+    def __call__(self, model: nn.Module, inner: InnerStep, indices: Tensor, given: Tensor, r: Tensors) -> None:
+        """Judges the labels of an inner step by the meta gradient r at theta' and moves them."""
+        if inner.look_ahead.lr == 0:
+            return  # the step did not move the network, so it says nothing about its labels
+        gradient = self.estimator(model, inner, self._averaged(r))
+        # Without lr/B, so that the label step means the same at every batch size and point of the schedule.
+        derivative = gradient * (inner.images.shape[0] / inner.look_ahead.lr)
+        finite = torch.isfinite(derivative).all()
+        self.finite = finite if self.finite is None else self.finite & finite
+        self.rule.learn(indices, given, inner.labels, derivative)
+
+    def _averaged(self, r: Tensors) -> Tensors:
+        if self.decay == 0:
+            return r
+        self.updates += 1
+        if not self.mean:
+            self.mean = {name: torch.zeros_like(t) for name, t in r.items()}
+        for name, t in r.items():
+            self.mean[name].lerp_(t, 1 - self.decay)
+        correction = 1 - self.decay**self.updates
+        return {name: t / correction for name, t in self.mean.items()}
+
+    def check(self) -> None:
+        """Raises BilevelError when a derivative was not finite."""
+        if self.finite is not None and not bool(self.finite):
+            raise BilevelError(
+                "learned labels: the meta gradient is not finite (NaN or infinite), so the labels are lost",
+                cure="lower teacher.optimizer.lr, or add teacher.optimizer.warmup_epochs and teacher.labels.warmup_epochs.",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running mean."""
+        return {"mean": dict(self.mean), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.mean, self.updates = dict(state["mean"]), int(state["updates"])
+
+
+class HeldOutStep:
+    """The labels are judged by a batch of the held-out meta images, at theta'."""
+
+    def __init__(self, training: Training, label_step: LabelStep, meta_batch: Callable[[int], Batch]) -> None:
+        self.training = training
+        self.label_step = label_step
+        self.meta_batch = meta_batch
+
+    def __call__(self, batch: Batch, number: int, *, learn: bool) -> dict[str, Tensor]:
+        """See `Step`."""
+        training = self.training
+        logits = training.forward(batch, number)
+        labels = training.rule.labels(batch.indices, batch.given)
+        loss = soft_cross_entropy(logits, labels).mean()
+        training.backward(loss)
+        if not learn:
+            training.optimizer.step()
+            return {"loss": loss.detach()}
+        keep_state = self.label_step.estimator.needs_state
+        inner = training.record(batch, number, logits, labels, keep_state=keep_state)
+        training.optimizer.step()
+        meta_loss = self._meta_loss(number)
+        r = meta_gradient(meta_loss, training.model, retain_graph=False)
+        self.label_step(training.model, inner, batch.indices, batch.given, r)
+        return {"loss": loss.detach(), "meta_loss": meta_loss.detach()}
+
+    def _meta_loss(self, number: int) -> Tensor:
+        meta = self.meta_batch(number)
+        parameters = lookahead.trained_parameters(self.training.model)
+        logits = hygiene.silent_forward(
+            self.training.model,
+            parameters,
+            meta.images,
+            seed=derive(self.training.seed, "meta-forward", number),
+            precision=self.training.precision,
+        )
+        return cross_entropy(logits, meta.given).mean()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running mean of the meta gradient."""
+        return {"label_step": self.label_step.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.label_step.load_state_dict(state["label_step"])
+
+    def check(self) -> None:
+        """See `Step`."""
+        self.label_step.check()
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A batch whose labels wait to be judged by the next one."""
+
+    inner: InnerStep
+    indices: Tensor  # int64 [B]
+    given: Tensor  # int64 [B]
+
+
+class NextBatchStep:
+    """The labels of a batch are judged by the next batch, before that one is trained on. No image is set aside."""
+
+    def __init__(self, training: Training, label_step: LabelStep) -> None:
+        self.training = training
+        self.label_step = label_step
+        self.pending: Pending | None = None
+
+    def __call__(self, batch: Batch, number: int, *, learn: bool) -> dict[str, Tensor]:
+        """See `Step`. `learn` keeps this batch for the next step to judge."""
+        training = self.training
+        logits = training.forward(batch, number)
+        losses = self._judge_pending(logits, batch)
+        # Gathered after the labels moved, so that the next judgement meets them where this step used them.
+        labels = training.rule.labels(batch.indices, batch.given)
+        loss = soft_cross_entropy(logits, labels).mean()
+        training.backward(loss)
+        if learn:
+            keep_state = self.label_step.estimator.needs_state
+            inner = training.record(batch, number, logits, labels, keep_state=keep_state)
+            self.pending = Pending(inner, batch.indices, batch.given)
+        training.optimizer.step()
+        return {"loss": loss.detach(), **losses}
+
+    def _judge_pending(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
+        if self.pending is None:
+            return {}
+        pending, self.pending = self.pending, None
+        meta_loss = cross_entropy(logits, batch.given).mean()
+        r = meta_gradient(meta_loss, self.training.model, retain_graph=True)
+        self.label_step(self.training.model, pending.inner, pending.indices, pending.given, r)
+        return {"meta_loss": meta_loss.detach()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running mean, and the batch that waits: an interruption loses no label update."""
+        state: dict[str, Any] = {"label_step": self.label_step.state_dict(), "pending": None}
+        if self.pending is not None:
+            inner = self.pending.inner
+            plain = {name: getattr(inner, name) for name in InnerStep.__dataclass_fields__ if name != "look_ahead"}
+            rules = {name: asdict(rule) for name, rule in inner.look_ahead.rules.items()}
+            rest = {"indices": self.pending.indices, "given": self.pending.given, "rules": rules}
+            state["pending"] = plain | rest
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        self.label_step.load_state_dict(state["label_step"])
+        if state["pending"] is None:
+            self.pending = None
+            return
+        kept = dict(state["pending"])
+        indices, given, rules = kept.pop("indices"), kept.pop("given"), kept.pop("rules")
+        look_ahead = LookAhead({name: SGDRule(**rule) for name, rule in rules.items()})
+        self.pending = Pending(InnerStep(look_ahead=look_ahead, **kept), indices, given)
+
+    def check(self) -> None:
+        """See `Step`."""
+        self.label_step.check()
+
+
+def meta_gradient(meta_loss: Tensor, model: nn.Module, *, retain_graph: bool) -> Tensors:
+    """grad L_meta by parameter name; parameters that the loss does not reach are left out."""
+    parameters = lookahead.trained_parameters(model)
+    gradients = torch.autograd.grad(
+        meta_loss, list(parameters.values()), retain_graph=retain_graph, allow_unused=True
+    )
+    return {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}

@@ -1,0 +1,36 @@
+"""The oracle: double backward through the whole inner step. Exact, slow, and twice the memory; never a default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distill.bilevel import hygiene
+from distill.bilevel.contract import InnerStep, Tensors
+from distill.losses.soft import soft_cross_entropy
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """dL_meta/dy by differentiating the training gradient and the optimiser step."""
+
+    name: str = "unrolled"
+    needs_state: bool = True
+
+    def __call__(self, model: nn.Module, inner: InnerStep, meta_gradient: Tensors) -> Tensor:
+        """dL_meta/dy, [B, C]."""
+        theta = {name: t.detach().requires_grad_() for name, t in inner.theta.items()}
+        labels = inner.labels.detach().requires_grad_()
+        with torch.enable_grad(), hygiene.math_attention():
+            logits = hygiene.silent_forward(model, theta, inner.images, seed=inner.seed, precision=inner.precision)
+            loss = soft_cross_entropy(logits, labels).mean()
+            gradients = torch.autograd.grad(loss, list(theta.values()), create_graph=True, allow_unused=True)
+            used = {name: g for name, g in zip(theta, gradients, strict=True) if g is not None}
+            after = inner.look_ahead.step(theta, used)
+            product = sum(
+                ((after[n] * r).sum() for n, r in meta_gradient.items() if n in after), start=torch.zeros_like(loss)
+            )
+            (gradient,) = torch.autograd.grad(product, labels)
+        return gradient
