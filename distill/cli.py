@@ -1,0 +1,263 @@
+"""The commands. Thin: parse, call one function, print. torch is imported inside the commands that need it.
+
+Exit codes: 0 done, 2 something that the user can mend, 130 interrupted, 1 a fault of ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+
+from distill.errors import UserError
+
+if TYPE_CHECKING:
+    from distill.recipe.schema import Recipe
+    from distill.report.runs import Run
+    from distill.training.events import Listener
+
+app = typer.Typer(
+    name="distill",
+    help="Knowledge distillation with learned labels, for image classification with timm.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file; see recipes/.")]
+Overrides = Annotated[
+    list[str], typer.Option("--set", metavar="TABLE.FIELD=VALUE", help="Override a field of the recipe; repeatable.")
+]
+TeacherRun = Annotated[str, typer.Option("--teacher", metavar="RUN", help="Run folder of a teacher, or its name.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
+
+
+@app.command()
+def check(recipe: RecipeFile, overrides: Overrides = [], as_json: AsJson = False) -> None:  # noqa: B006
+    """Validate a recipe and print the plan and the sizes; no training."""
+    from distill.recipe.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides)
+    from distill.stages.check import check_plan
+
+    report = check_plan(loaded, str(recipe))
+    if as_json:
+        _print_json(report.record())
+    else:
+        print(report.text())
+    if report.problems:
+        raise typer.Exit(2)
+
+
+@app.command()
+def teacher(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    no_export: Annotated[bool, typer.Option("--no-export", help="Stop before the logits are written.")] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Stage one: train a teacher, then export its logits."""
+    loaded = _load(recipe, overrides)
+    from distill.stages.pipeline import run_teacher
+
+    with _console(quiet, as_json) as listener:
+        run = run_teacher(loaded, listener, export=not no_export)
+    _report([run], quiet, as_json, [f"distill student --teacher {run.folder}"])
+
+
+@app.command()
+def export(
+    teacher: TeacherRun,
+    overrides: Overrides = [],  # noqa: B006
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Stage two: write a finished teacher's logits to its store."""
+    run, recipe = _teacher_run(teacher, overrides)
+    from distill.stages.export import export_teacher
+
+    with _console(quiet, as_json) as listener:
+        export_teacher(run, recipe, listener)
+    _report([run], quiet, as_json, [f"distill student --teacher {run.folder}"])
+
+
+@app.command()
+def student(
+    teacher: TeacherRun,
+    model: Annotated[str | None, typer.Option("--model", help="A timm model or a CIFAR net.")] = None,
+    loss: Annotated[str | None, typer.Option("--loss", help="kd or ce.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", "-T", help="Temperature.")] = None,
+    overrides: Overrides = [],  # noqa: B006
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Stage three: train a student on a teacher's store. Needs no recipe: the run folder holds one."""
+    short = {"model": model, "loss.name": loss, "loss.temperature": temperature}
+    given = [f"student.{field}={json.dumps(value)}" for field, value in short.items() if value is not None]
+    run, recipe = _teacher_run(teacher, [*given, *overrides])
+    from distill.stages.student import train_student
+
+    with _console(quiet, as_json) as listener:
+        trained = train_student(run, recipe, listener)
+    _report([trained], quiet, as_json, [f"distill verify {run.folder}"])
+
+
+@app.command()
+def run(recipe: RecipeFile, overrides: Overrides = [], quiet: Quiet = False, as_json: AsJson = False) -> None:  # noqa: B006
+    """All stages; what is already on disk is not done again."""
+    loaded = _load(recipe, overrides)
+    from distill.stages.pipeline import run_pipeline
+
+    with _console(quiet, as_json) as listener:
+        runs = run_pipeline(loaded, listener)
+    _report(list(runs), quiet, as_json, [f"distill verify {runs[0].folder}"])
+
+
+@app.command()
+def compare(recipe: RecipeFile, overrides: Overrides = [], quiet: Quiet = False, as_json: AsJson = False) -> None:  # noqa: B006
+    """Train the teachers of [compare], a student of each, and print the table."""
+    loaded = _load(recipe, overrides, comparing=True)
+    from distill.stages.compare import compare as compare_teachers
+
+    with _console(quiet, as_json) as listener:
+        result = compare_teachers(loaded, listener)
+    if as_json:
+        picture = str(result.picture) if result.picture else None
+        _print_json({**result.comparison.record(), "folder": str(result.folder), "picture": picture})
+    elif not quiet:
+        from rich.console import Console
+
+        from distill.report.console import print_comparison
+
+        print_comparison(Console(), result.comparison, result.folder, result.example.folder, result.picture)
+
+
+@app.command()
+def verify(path: Annotated[Path, typer.Argument(help="A run folder, a store or a folder of learned labels.")]) -> None:
+    """Check every digest of a run or a store."""
+    from distill.stages.verify import verify_path
+
+    checked = verify_path(path)
+    print(f"{path}: sound ({checked} files)")
+
+
+@app.command("list")
+def list_(
+    kind: Annotated[Literal["models", "losses", "labels", "data", "fields"], typer.Argument(help="What to list.")],
+    pattern: Annotated[str, typer.Argument(help="Models: a pattern such as '*resnet*'.")] = "*",
+) -> None:
+    """List what a recipe can name."""
+    from distill.stages.listing import listing
+
+    for line in listing(kind, pattern):
+        print(line)
+
+
+def main() -> NoReturn:
+    """The entry point."""
+    try:
+        code = _run()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader (head, less) has left; Python's own flush at exit must not complain about it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    sys.exit(code)
+
+
+def _run() -> int:
+    try:
+        result: Any = app(standalone_mode=False)
+        return int(result) if isinstance(result, int) else 0
+    except UserError as error:
+        return _fail(error.message, error.cure, 2)
+    except KeyboardInterrupt:
+        return _fail("interrupted", "", 130)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno is None:
+            traceback.print_exc()
+            return 1
+        name = f"{error.filename}: " if error.filename else ""
+        return _fail(f"{name}{error.strerror}", "Check that the place exists, may be written to and is not full.", 2)
+    except Exception as error:
+        return _other(error)
+
+
+def _other(error: Exception) -> int:
+    """click's own complaints, an interruption, or a fault of ours."""
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        error.show()  # type: ignore[attr-defined]
+        return int(error.exit_code)
+    if type(error).__name__ == "Abort":
+        return _fail("interrupted", "", 130)
+    if type(error).__name__ == "Interrupted":
+        return _fail(str(error), "", 130)
+    traceback.print_exc()
+    print("\nThis is a fault of distill, not of yours; please report it with the lines above.", file=sys.stderr)
+    return 1
+
+
+def _fail(message: str, cure: str, code: int) -> int:
+    print(f"error: {message}" if code == 2 else message, file=sys.stderr)
+    if cure:
+        print(f"  {cure}", file=sys.stderr)
+    if "--json" in sys.argv:
+        _print_json({"error": message, "cure": cure, "exit_code": code})
+    return code
+
+
+def _load(path: Path, overrides: list[str], *, comparing: bool = False) -> Recipe:
+    from distill.recipe.checks import check_recipe
+    from distill.recipe.load import load_recipe
+
+    recipe = load_recipe(path, overrides)
+    check_recipe(recipe, str(path), comparing=comparing)
+    return recipe
+
+
+def _teacher_run(text: str, overrides: list[str]) -> tuple[Run, Recipe]:
+    """The teacher's run and its recipe as overridden."""
+    from distill.recipe.checks import check_recipe
+    from distill.recipe.load import override
+    from distill.report.runs import find_run, open_run
+
+    run = open_run(find_run(text, Path("checkpoints")))
+    recipe = override(run.recipe, overrides)
+    check_recipe(recipe, str(run.folder / "recipe.toml"))
+    return run, recipe
+
+
+@contextmanager
+def _console(quiet: bool, as_json: bool) -> Iterator[Listener]:
+    from distill.training.console import choose_mode, console_listener
+
+    stream = sys.stderr if as_json else sys.stdout
+    with console_listener(choose_mode(stream, quiet), stream) as listener:
+        yield listener
+
+
+def _report(runs: list[Run], quiet: bool, as_json: bool, next_commands: list[str]) -> None:
+    if as_json:
+        _print_json({"runs": [{"folder": str(run.folder), **run.record.model_dump(mode="json")} for run in runs]})
+    elif not quiet:
+        from rich.console import Console
+
+        from distill.report.console import print_runs
+
+        print_runs(Console(), runs, next_commands)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))

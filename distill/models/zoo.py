@@ -1,0 +1,78 @@
+"""Models by name: any of timm's, and the distillation literature's CIFAR networks, fitted to the images.
+
+Importing this module registers our networks in timm (`cifar.py`, `small.py`), which is all that
+`timm.create_model("local-dir:...")` needs to read a model that was saved here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.errors import ModelError
+from distill.models import fitting
+from distill.models.build import build
+from distill.models.saving import save_for_timm
+from distill.models.spec import Json, ModelSpec, check_arguments, list_models, resolve
+from distill.models.weights import create_pretrained
+
+__all__ = ["Json", "ModelSpec", "create", "fit", "list_models", "parameter_count", "save_for_timm"]
+
+
+def fit(
+    name: str,
+    *,
+    classes: int,
+    channels: int,
+    image_size: int,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+) -> ModelSpec:
+    """Finds how to build a model so that it takes [B, channels, image_size, image_size] and gives logits [B, C].
+
+    No weights are made: the trials run on the meta device. The result depends on nothing but the arguments and the
+    version of timm. The global random state is left as it was.
+
+    Args:
+        name: a timm model, with or without a tag of pretrained weights, or one of ours.
+        classes: C, at least 2.
+        channels: image channels.
+        image_size: H = W in pixels.
+        arguments: the user's own arguments for `timm.create_model`; they go before ours.
+
+    Raises:
+        ModelError: an unknown name, arguments that timm refuses, or a model that cannot take such images.
+    """
+    if classes < 2 or channels < 1 or image_size < 1:
+        raise ModelError(
+            f"model {name!r} cannot be fitted to {classes} classes of {channels} x {image_size} x {image_size} images",
+            cure="At least two classes, one channel and one pixel are needed",
+        )
+    given = check_arguments(name, arguments)
+    trial = fitting.search(fitting.Request(resolve(name), given, classes, channels, image_size))
+    return ModelSpec(name, trial.architecture, trial.arguments, image_size, channels, classes)
+
+
+def create(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
+    """Builds the model, on the CPU, in train mode, from the global random state or from timm's pretrained weights.
+
+    Raises:
+        ModelError: pretrained weights that do not exist, cannot be reached or do not fit.
+    """
+    if pretrained:
+        return create_pretrained(spec)
+    return build(spec.architecture, spec.arguments)
+
+
+def parameter_count(spec: ModelSpec) -> int:
+    """How many numbers training changes. Counted on the meta device, without memory for them."""
+    with torch.random.fork_rng(devices=[]):
+        try:
+            with torch.device("meta"):
+                model = create(spec)
+        except (NotImplementedError, RuntimeError):  # a constructor that computes with its weights
+            model = create(spec)
+    return sum(parameter.numel() for parameter in model.parameters())

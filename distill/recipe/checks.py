@@ -1,0 +1,191 @@
+"""What a recipe's fields ask of each other.
+
+The schema judges each field alone; these are the rules between fields. All are checked, none stops the others, and
+nothing here looks at a file or imports torch. A setting that would do nothing is a problem too: it says that the
+recipe means something else than it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from distill.errors import RecipeError
+from distill.recipe.schema import LEARNED_RULES, OptimizerRecipe, Recipe, StageRecipe
+
+# Sources that torchvision can download, and those without a test part of their own.
+_DOWNLOADABLE = frozenset({"fashion-mnist", "cifar10", "cifar100"})
+_UNDIVIDED = frozenset({"digits"})
+# timm's names for torch.optim.SGD, the optimiser that the look-ahead of learned labels has a rule for.
+_LOOK_AHEAD = ("momentum", "sgd", "nesterov")
+
+
+def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
+    """Every rule that the recipe breaks, one line each: `[table] field: found ..., expected ...`.
+
+    Args:
+        recipe: one that fits the schema.
+        comparing: whether the teachers of [compare] are to be trained, so that the learned ones among them count too.
+    """
+    learned = {recipe.teacher.labels.rule} & LEARNED_RULES
+    if comparing:
+        learned |= set(recipe.compare.teachers) & LEARNED_RULES
+    return [
+        *_data(recipe),
+        *_noise(recipe),
+        *_views(recipe),
+        *_stage(recipe, "teacher", recipe.teacher, recipe.teacher.optimizer),
+        *_labels(recipe, sorted(learned)),
+        *_stage(recipe, "student", recipe.student, recipe.student.optimizer),
+        *_loss(recipe),
+        *_compare(recipe),
+    ]
+
+
+def check_recipe(recipe: Recipe, where: str, *, comparing: bool = False) -> None:
+    """Raises a `RecipeError` that names every problem, each line opened by `where`."""
+    found = problems(recipe, comparing=comparing)
+    if found:
+        lines = "\n".join(f"{where}: {problem}" for problem in found)
+        raise RecipeError(lines, cure="`distill list fields` says what each field is for.")
+
+
+def _data(recipe: Recipe) -> Iterator[str]:
+    data = recipe.data
+    for name, size in (("validation", data.validation), ("meta", data.meta), ("test", data.test)):
+        if isinstance(size, float) and size >= 1:
+            yield f"[data] {name}: found {size!r}, expected a whole number of images, or a share below 1"
+    if data.source in _UNDIVIDED and data.test == 0:
+        yield f'[data] test: found 0, expected some images: the source "{data.source}" has no test part of its own'
+    if data.source == "folder" and not data.root:
+        yield '[data] root: found none, expected the folder of images that source = "folder" reads'
+    if data.source != "folder" and data.image_size:
+        yield f'[data] image_size: found {data.image_size}, but "{data.source}" has images of one size; leave it out'
+    if data.download and data.source not in _DOWNLOADABLE:
+        yield f'[data] download: found true, but the source "{data.source}" is never downloaded; leave it out'
+
+
+def _noise(recipe: Recipe) -> Iterator[str]:
+    noise = recipe.data.noise
+    drawn = noise.kind in ("symmetric", "asymmetric")
+    if noise.kind == "file" and not noise.file:
+        yield '[data.noise] file: found none, expected the noise file that kind = "file" reads'
+    if noise.kind != "file" and noise.file:
+        yield f'[data.noise] file: given, but kind is "{noise.kind}"; expected kind = "file"'
+    if drawn and noise.rate == 0:
+        yield f'[data.noise] rate: found 0, expected more than 0 with kind = "{noise.kind}"'
+    if not drawn and noise.rate > 0:
+        yield (
+            f'[data.noise] rate: found {noise.rate:g}, but kind is "{noise.kind}"; '
+            'expected kind = "symmetric" or "asymmetric"'
+        )
+    if noise.pairs and noise.kind != "asymmetric":
+        yield f'[data.noise] pairs: given, but kind is "{noise.kind}"; expected kind = "asymmetric"'
+    for given, wrong in noise.pairs.items():
+        if given == wrong:
+            yield f'[data.noise] pairs: found "{given}" turned into itself, expected another class'
+    if noise.redraw == "others" and noise.kind != "symmetric":
+        yield f'[data.noise] redraw: found "others", but kind is "{noise.kind}"; expected kind = "symmetric"'
+
+
+def _views(recipe: Recipe) -> Iterator[str]:
+    views = recipe.views
+    orbit = (2 * views.crop_padding + 1) ** 2 * (2 if views.flip else 1)
+    if views.count != "orbit" and views.count > orbit:
+        yield (
+            f"[views] count: found {views.count}, but crop_padding {views.crop_padding} and flip "
+            f'{str(views.flip).lower()} have {orbit} different views; expected at most {orbit}, or "orbit"'
+        )
+
+
+def _stage(recipe: Recipe, table: str, stage: StageRecipe, optimizer: OptimizerRecipe) -> Iterator[str]:
+    if stage.select == "best" and recipe.data.validation == 0:
+        yield f'[{table}] select: found "best" with no validation images, expected [data] validation above 0, or "last"'
+    if optimizer.warmup_epochs >= stage.epochs:
+        yield (
+            f"[{table}.optimizer] warmup_epochs: found {optimizer.warmup_epochs}, "
+            f"expected fewer than the {stage.epochs} epochs of [{table}]"
+        )
+    if optimizer.min_lr > 0 and optimizer.schedule != "cosine":
+        yield f'[{table}.optimizer] min_lr: given, but schedule is "{optimizer.schedule}"; expected schedule = "cosine"'
+    if optimizer.min_lr > optimizer.lr:
+        yield f"[{table}.optimizer] min_lr: found {optimizer.min_lr:g}, expected at most lr = {optimizer.lr:g}"
+    yield from _milestones(table, stage.epochs, optimizer)
+
+
+def _milestones(table: str, epochs: int, optimizer: OptimizerRecipe) -> Iterator[str]:
+    milestones = optimizer.milestones
+    place = f"[{table}.optimizer] milestones"
+    if optimizer.schedule != "multistep":
+        if milestones:
+            yield f'{place}: given, but schedule is "{optimizer.schedule}"; expected schedule = "multistep"'
+        return
+    if not milestones:
+        yield f'{place}: found none, expected at least one epoch with schedule = "multistep"'
+    if list(milestones) != sorted(set(milestones)):
+        yield f"{place}: found {list(milestones)}, expected an increasing list"
+    if any(milestone >= epochs for milestone in milestones):
+        yield f"{place}: found {max(milestones)}, expected fewer than the {epochs} epochs of [{table}]"
+
+
+def _labels(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
+    teacher, labels = recipe.teacher, recipe.teacher.labels
+    if labels.warmup_epochs >= teacher.epochs:
+        yield (
+            f"[teacher.labels] warmup_epochs: found {labels.warmup_epochs}, "
+            f"expected fewer than the {teacher.epochs} epochs of [teacher]"
+        )
+    if labels.average_epochs > teacher.epochs:
+        yield (
+            f"[teacher.labels] average_epochs: found {labels.average_epochs}, "
+            f"expected at most the {teacher.epochs} epochs of [teacher]"
+        )
+    may_learn = {labels.rule, *recipe.compare.teachers} & LEARNED_RULES
+    if labels.warmup_epochs and not may_learn:
+        yield f'[teacher.labels] warmup_epochs: given, but labels by the rule "{labels.rule}" never learn; leave it out'
+    if not learned:
+        return
+    rules = " and ".join(f'"{rule}"' for rule in learned)
+    if labels.meta == "held-out" and recipe.data.meta == 0:
+        yield (
+            f"[data] meta: found 0, expected some images to judge {rules} labels with, "
+            'or [teacher.labels] meta = "next-batch"'
+        )
+    if labels.estimator in ("one-sided", "central") and teacher.precision == "bfloat16":
+        yield (
+            f'[teacher.labels] estimator: found "{labels.estimator}" with precision = "bfloat16", where finite '
+            'differences drown in rounding; expected "forward-mode" or "auto"'
+        )
+    if teacher.optimizer.name.lower() not in _LOOK_AHEAD:
+        names = ", ".join(f'"{name}"' for name in _LOOK_AHEAD)
+        yield (
+            f'[teacher.optimizer] name: found "{teacher.optimizer.name}", expected one of {names}: '
+            f"{rules} labels look through the optimiser's step, which is known for these"
+        )
+
+
+def _loss(recipe: Recipe) -> Iterator[str]:
+    loss = recipe.student.loss
+    if loss.name == "kd" and loss.hard_weight == 0 and loss.soft_weight == 0:
+        yield "[student.loss] soft_weight: found 0 with hard_weight = 0, expected one of them above 0"
+
+
+def _compare(recipe: Recipe) -> Iterator[str]:
+    compare = recipe.compare
+    lists: dict[str, Sequence[object]] = {
+        "teachers": compare.teachers,
+        "seeds": compare.seeds,
+        "temperatures": compare.temperatures,
+    }
+    for name, values in lists.items():
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            yield f"[compare] {name}: found {twice!r} twice, expected each once"
+    if min(compare.seeds) < 0:
+        yield f"[compare] seeds: found {min(compare.seeds)}, expected seeds of at least 0"
+    if len(compare.temperatures) > 1 and recipe.data.validation == 0:
+        yield (
+            "[compare] temperatures: found several with no validation images to choose by, "
+            "expected [data] validation above 0, or one temperature"
+        )
+    if compare.temperatures and recipe.student.loss.name == "ce":
+        yield '[compare] temperatures: given, but the loss "ce" has none; leave them out, or set [student.loss] name'

@@ -1,0 +1,88 @@
+"""Digests: the same inputs give the same hexadecimal string, and a stage whose digest is on disk need not run again.
+
+A digest covers what decides a result and nothing else: renaming a run or moving the data leaves it as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+from pydantic import BaseModel
+
+from distill.recipe.schema import Recipe
+
+JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
+
+
+def digest(value: JSON | BaseModel) -> str:
+    """SHA-256 in hexadecimal over canonical JSON: keys sorted, no spaces, ASCII, shortest decimals.
+
+    Raises:
+        ValueError: a number that is not finite.
+        TypeError: a value that JSON does not have.
+    """
+    plain = value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def teacher_digest(recipe: Recipe) -> str:
+    """What decides a teacher: seed, data (not where the files are), augmentation (not how many views), teacher."""
+    return digest(_teacher_inputs(recipe))
+
+
+def export_digest(recipe: Recipe, weights_sha256: str) -> str:
+    """What decides a store: the teacher's inputs, its weights, all of the views, and the shape of the files."""
+    export = recipe.export.model_dump(mode="json", include={"format", "shard_rows"})
+    views = recipe.views.model_dump(mode="json")
+    return digest({"teacher": _teacher_inputs(recipe), "weights": weights_sha256, "views": views, "export": export})
+
+
+def student_digest(recipe: Recipe, store_digest: str) -> str:
+    """What decides a student: seed, data, views, student, and the store that it learns from."""
+    inputs = {"views": recipe.views.model_dump(mode="json"), "student": recipe.student.model_dump(mode="json")}
+    return digest({**_common_inputs(recipe), **inputs, "store": store_digest})
+
+
+def differences(old: Recipe, new: Recipe, tables: Collection[str]) -> list[str]:
+    """Fields that differ, as `teacher.epochs: 20 -> 3`, in the schema's order.
+
+    Args:
+        old: before.
+        new: after.
+        tables: where to look: tables (`teacher`, `student.loss`) or single fields (`seed`).
+    """
+    before = dict(_flat(old.model_dump(mode="json")))
+    after = dict(_flat(new.model_dump(mode="json")))
+    lines = []
+    for name in {**before, **after}:
+        inside = any(name == table or name.startswith(f"{table}.") for table in tables)
+        if inside and _show(before, name) != _show(after, name):
+            lines.append(f"{name}: {_show(before, name)} -> {_show(after, name)}")
+    return lines
+
+
+def _common_inputs(recipe: Recipe) -> dict[str, Any]:
+    return {"seed": recipe.seed, "data": recipe.data.model_dump(mode="json", exclude={"root", "download"})}
+
+
+def _teacher_inputs(recipe: Recipe) -> dict[str, Any]:
+    views = recipe.views.model_dump(mode="json", exclude={"count"})
+    return {**_common_inputs(recipe), "views": views, "teacher": recipe.teacher.model_dump(mode="json")}
+
+
+def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, f"{name}.{key}" if name else key)
+    else:
+        yield name, value
+
+
+def _show(flat: Mapping[str, Any], name: str) -> str:
+    if name not in flat:
+        return "nothing"
+    return "none" if flat[name] is None else json.dumps(flat[name], ensure_ascii=False)

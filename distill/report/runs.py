@@ -1,0 +1,198 @@
+"""Run folders: what was asked, what was done, and with what. No torch."""
+
+from __future__ import annotations
+
+import fcntl
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distill.errors import RecipeError, RunError
+from distill.recipe.load import dump_recipe, load_recipe
+from distill.recipe.schema import Recipe
+from distill.store.atomic import read_json, sha256_of, writable_folder, write_bytes, write_json
+from distill.store.manifest import installed_versions
+
+RECIPE, RECORD = "recipe.toml", "run.json"
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StageRecord(_Closed):
+    """A finished stage."""
+
+    digest: str = Field(description="Of everything that decided the result.")
+    seconds: float = Field(description="Time that its training or export took, over all its interruptions.")
+    finished: str = Field(description="UTC.")
+    metrics: dict[str, float] = Field(description="Last epoch's, and the best epoch's by validation as best_...")
+    files: dict[str, str] = Field(description="sha256 of what it wrote, by path in the run folder.")
+
+
+class RunRecord(_Closed):
+    """run.json: results carry their inputs."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["teacher", "student"]
+    name: str
+    seed: int
+    created: str = Field(description="UTC.")
+    commit: str = Field(description="git commit of the program, '+' when its files were changed, or 'unknown'.")
+    versions: dict[str, str]
+    machine: dict[str, str]
+    teacher: str = Field("", description="Of a student: the digest of the teacher that its store came from.")
+    stages: dict[str, StageRecord] = Field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """An open run folder."""
+
+    folder: Path
+    recipe: Recipe
+    record: RunRecord
+
+    def done(self, stage: str, digest: str) -> bool:
+        """Whether this stage was finished with the same inputs and its files are still there."""
+        found = self.record.stages.get(stage)
+        return found is not None and found.digest == digest and all((self.folder / f).is_file() for f in found.files)
+
+    def finish(self, stage: str, digest: str, metrics: Mapping[str, float], files: Mapping[str, str]) -> None:
+        """Records a finished stage. Last of all: before this, the stage counts as not done."""
+        numbers = {name: value for name, value in metrics.items() if name != "seconds"}
+        stage_record = StageRecord(
+            digest=digest, seconds=metrics["seconds"], finished=now(), metrics=numbers, files=dict(files)
+        )
+        self._replace(self.record.model_copy(update={"stages": {**self.record.stages, stage: stage_record}}))
+
+    def forget(self, stage: str) -> None:
+        """Takes a stage's record away, before its files are made again."""
+        if stage in self.record.stages:
+            rest = {name: kept for name, kept in self.record.stages.items() if name != stage}
+            self._replace(self.record.model_copy(update={"stages": rest}))
+
+    def _replace(self, record: RunRecord) -> None:
+        write_json(self.folder / RECORD, record.model_dump(mode="json"))
+        self.record = record
+
+
+def make_run(
+    folder: Path, recipe: Recipe, *, kind: Literal["teacher", "student"], machine: Mapping[str, str], teacher: str = ""
+) -> Run:
+    """Makes a run folder, or opens the one that is there and keeps its finished stages.
+
+    Whether what it holds fits the recipe is for the caller to ask first, see `conflicts`.
+    """
+    writable_folder(folder)
+    old = open_run(folder).record.stages if (folder / RECORD).exists() else {}
+    record = RunRecord(
+        kind=kind,
+        name=recipe.name,
+        seed=recipe.seed,
+        created=now(),
+        commit=program_commit(),
+        versions=installed_versions(),
+        machine=dict(machine),
+        teacher=teacher,
+        stages=old,
+    )
+    write_bytes(folder / RECIPE, dump_recipe(recipe).encode())
+    run = Run(folder, recipe, record)
+    run._replace(record)
+    return run
+
+
+def open_run(folder: Path) -> Run:
+    """Opens an existing run folder.
+
+    Raises:
+        RunError: it is none, or its files are damaged.
+    """
+    if not (folder / RECORD).is_file() or not (folder / RECIPE).is_file():
+        raise RunError(f"{folder}: not a run folder, expected {RECIPE} and {RECORD} in it", cure=_known_runs(folder.parent))
+    try:
+        record = RunRecord.model_validate(read_json(folder / RECORD))
+        return Run(folder, load_recipe(folder / RECIPE), record)
+    except (ValidationError, RecipeError) as error:
+        reason = str(error).splitlines()
+        raise RunError(f"{folder}: damaged run folder: {'; '.join(reason[:3])}", cure="restore it, or train again.") from error
+
+
+def find_run(text: str, checkpoints: Path) -> Path:
+    """The folder that `--teacher RUN` means: a path, or the name of a run under the checkpoints folder."""
+    path = Path(text)
+    if path.is_dir():
+        return path
+    if (checkpoints / text).is_dir():
+        return checkpoints / text
+    raise RunError(f"{text}: no such run folder", cure=_known_runs(checkpoints))
+
+
+def _known_runs(folder: Path) -> str:
+    runs = sorted(p.parent.name for p in folder.glob(f"*/{RECORD}"))[:10] if folder.is_dir() else []
+    return f"runs in {folder}: {', '.join(runs)}." if runs else "make one with `distill teacher RECIPE`."
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of a run folder; the lock ends with the process, however it ends."""
+    writable_folder(folder)
+    with (folder / ".lock").open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"{folder}: another process is at work in this run folder",
+                cure="wait for it, or choose another name: --set name=...",
+            ) from error
+        yield
+
+
+def damaged_files(run: Run) -> list[str]:
+    """One sentence for each file of a finished stage that is missing or not what was written."""
+    problems = []
+    for stage, record in run.record.stages.items():
+        for name, expected in record.files.items():
+            path = run.folder / name
+            if not path.resolve().is_relative_to(run.folder.resolve()):
+                problems.append(f"{run.folder / RECORD}: {stage} names {name!r}, which is outside the run folder")
+            elif not path.is_file():
+                problems.append(f"{path}: missing; {stage} wrote it")
+            elif sha256_of(path) != expected:
+                problems.append(f"{path}: sha256 differs from what {stage} wrote")
+    return problems
+
+
+def now() -> str:
+    """UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def program_commit() -> str:
+    """The git commit of this program's own checkout, with '+' when its files were changed; 'unknown' when installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return "unknown"
+    try:
+        head = _git(root, "rev-parse", "--short=12", "HEAD")
+        return head + ("+" if _git(root, "status", "--porcelain", "--", "distill") else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+
+def host() -> dict[str, str]:
+    """Python and processor; the stage adds the device."""
+    return {"python": platform.python_version(), "platform": platform.platform(), "processor": platform.machine()}

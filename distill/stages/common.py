@@ -1,0 +1,52 @@
+"""What the stages share: fitting a model to the data, judging it, naming its store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from distill.data.loader import ImageData, ordered_batches
+from distill.errors import ModelError
+from distill.models import zoo
+from distill.models.zoo import ModelSpec
+from distill.recipe.schema import StageRecipe
+from distill.training.evaluate import Scores, evaluate
+
+
+def model_spec(stage: StageRecipe, data: ImageData, table: str) -> ModelSpec:
+    """The recipe's model, fitted to the images and the classes.
+
+    Raises:
+        ModelError: see `zoo.fit`; the message starts with the recipe's table.
+    """
+    channels, height, width = data.source.shape
+    if height != width:
+        raise ModelError(f"{data.source.name}: images are {height} x {width}, expected square ones")
+    try:
+        return zoo.fit(
+            stage.model,
+            classes=len(data.source.classes),
+            channels=channels,
+            image_size=height,
+            arguments=stage.model_args,
+        )
+    except ModelError as error:
+        raise ModelError(f"[{table}] model: {error.message}", cure=error.cure) from error
+
+
+def evaluator(
+    data: ImageData, device: torch.device, batch_size: int
+) -> Callable[[nn.Module], tuple[Scores, Scores]]:
+    """Scores on validation (by its given labels, which choose) and test (by the true ones, which report)."""
+
+    def judge(model: nn.Module) -> tuple[Scores, Scores]:
+        parts = (data.splits.validation, data.labels.given), (data.splits.test, data.labels.true)
+        validation, test = (
+            evaluate(model, ordered_batches(data, rows, batch_size=batch_size, device=device), targets)
+            for rows, targets in parts
+        )
+        return validation, test
+
+    return judge

@@ -1,0 +1,93 @@
+"""Teachers that differ in their labels only, and a student of each.
+
+Validation chooses the student's temperature for each teacher; test only reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.recipe.checks import check_recipe
+from distill.recipe.load import dump_recipe
+from distill.recipe.schema import Recipe
+from distill.report.comparison import Arm, Comparison
+from distill.report.runs import Run, program_commit
+from distill.stages.pipeline import run_teacher
+from distill.stages.student import train_student
+from distill.stages.suspects import draw_suspects
+from distill.store.atomic import writable_folder, write_bytes
+from distill.training.events import Listener, Notice
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What a comparison leaves: the numbers, where they lie, and one learned teacher to look at."""
+
+    comparison: Comparison
+    folder: Path
+    picture: Path | None
+    example: Run  # a teacher, a learned one where there is one
+
+
+def compare(recipe: Recipe, listener: Listener) -> Compared:
+    """Trains what `[compare]` asks for, skipping what is already on disk, and writes table and picture.
+
+    Runs land in `<checkpoints>/<name>-compare/<rule>-s<seed>`.
+
+    Raises:
+        UserError: anything that the user can mend.
+        Interrupted: asked to stop; the same call goes on from there.
+    """
+    check_recipe(recipe, recipe.name, comparing=True)
+    folder = writable_folder(Path(recipe.checkpoints) / f"{recipe.name}-compare")
+    arms, teachers = [], {}
+    cells = [(seed, rule) for seed in recipe.compare.seeds for rule in recipe.compare.teachers]
+    for number, (seed, rule) in enumerate(cells, start=1):
+        listener(Notice(f"cell {number} of {len(cells)}: teacher with {rule} labels, seed {seed}"))
+        teacher, student = _cell(recipe, folder, rule, seed, listener)
+        teachers[rule, seed] = teacher
+        arms.append(
+            Arm(
+                rule=rule,
+                seed=seed,
+                teacher=teacher.record.stages["teacher"].metrics,
+                student=student.record.stages["student"].metrics,
+                temperature=student.recipe.student.loss.temperature,
+            )
+        )
+    comparison = Comparison(name=recipe.name, commit=program_commit(), arms=tuple(arms))
+    write_bytes(folder / "table.md", comparison.markdown().encode())
+    write_bytes(folder / "recipe.toml", dump_recipe(recipe).encode())
+    example = teachers[_most_telling(recipe), recipe.compare.seeds[0]]
+    return Compared(comparison, folder, draw_suspects(example), example)
+
+
+def _most_telling(recipe: Recipe) -> str:
+    """The rule to look at: instance labels, else class labels, else the first."""
+    rules: tuple[str, ...] = recipe.compare.teachers
+    return next((rule for rule in ("instance", "class") if rule in rules), rules[0])
+
+
+def _cell(recipe: Recipe, folder: Path, rule: str, seed: int, listener: Listener) -> tuple[Run, Run]:
+    """A teacher and, by validation, the best of its students over the temperatures."""
+    labels = recipe.teacher.labels.model_copy(update={"rule": rule})
+    own = recipe.model_copy(
+        update={
+            "name": f"{rule}-s{seed}",
+            "seed": seed,
+            "checkpoints": str(folder),
+            "teacher": recipe.teacher.model_copy(update={"labels": labels}),
+        }
+    )
+    teacher = run_teacher(own, listener)
+    students = []
+    for temperature in recipe.compare.temperatures or (recipe.student.loss.temperature,):
+        loss = own.student.loss.model_copy(update={"temperature": temperature})
+        student = own.student.model_copy(update={"loss": loss})
+        students.append(train_student(teacher, own.model_copy(update={"student": student}), listener))
+    return teacher, max(students, key=_validation_accuracy)
+
+
+def _validation_accuracy(student: Run) -> float:
+    return student.record.stages["student"].metrics.get("validation_accuracy", 0.0)

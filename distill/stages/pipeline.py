@@ -1,0 +1,24 @@
+"""All stages in a row. Each skips itself when its inputs' digest is already on disk."""
+
+from __future__ import annotations
+
+from distill.recipe.schema import Recipe
+from distill.report.runs import Run
+from distill.stages.export import export_teacher
+from distill.stages.student import train_student
+from distill.stages.teacher import train_teacher
+from distill.training.events import Listener
+
+
+def run_teacher(recipe: Recipe, listener: Listener, *, export: bool = True) -> Run:
+    """Stage one, then stage two unless told otherwise."""
+    run = train_teacher(recipe, listener)
+    if export:
+        export_teacher(run, recipe, listener)
+    return run
+
+
+def run_pipeline(recipe: Recipe, listener: Listener) -> tuple[Run, Run]:
+    """Teacher, export, student. Returns both run folders."""
+    teacher = run_teacher(recipe, listener)
+    return teacher, train_student(teacher, recipe, listener)

@@ -1,0 +1,175 @@
+"""Stage three: train a student on a store. No teacher network is built here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.bilevel.hygiene import training_forward
+from distill.data.loader import Batch, ImageData, open_data, training_batches
+from distill.errors import RunError
+from distill.losses.logit import kd
+from distill.losses.soft import cross_entropy
+from distill.models import zoo
+from distill.recipe.checks import check_recipe
+from distill.recipe.digest import student_digest
+from distill.recipe.schema import Recipe
+from distill.report.runs import RECORD, Run, host, locked, make_run, open_run
+from distill.seeding import derive, seeded
+from distill.stages.common import evaluator, model_spec
+from distill.stages.export import STORE, origin_of, selected_weights
+from distill.store.atomic import sha256_of
+from distill.store.logits import LogitStore
+from distill.store.manifest import MANIFEST
+from distill.training.device import describe_device, prepare_device
+from distill.training.events import Listener, MetricsFile, StageDone, StageSkipped, fan_out
+from distill.training.loop import Plan, fit
+from distill.training.schedule import build_optimizer, build_schedule
+
+STUDENTS = "students"
+
+
+def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
+    """Trains the recipe's student on a finished teacher's store.
+
+    The student lands in `students/` in the teacher's run folder, under a name that holds its model, loss and digest, so
+    that students never overwrite each other.
+
+    Args:
+        teacher: the run folder of a teacher whose logits were exported.
+        recipe: the teacher's recipe, perhaps with another `[student]`.
+        listener: told of the progress.
+
+    Returns:
+        The student's run folder; `timm.create_model("local-dir:<folder>", pretrained=True)` reads it.
+
+    Raises:
+        UserError: anything that the user can mend.
+        Interrupted: asked to stop; the same call goes on from there.
+    """
+    check_recipe(recipe, recipe.name)
+    manifest = teacher.folder / STORE / MANIFEST
+    if not manifest.is_file():
+        raise RunError(f"{teacher.folder}: no exported logits", cure=f"run `distill export --teacher {teacher.folder}`.")
+    digest = student_digest(recipe, sha256_of(manifest))
+    folder = teacher.folder / STUDENTS / student_name(recipe, digest)
+    device = prepare_device(recipe)
+    with locked(folder):
+        run = _open(folder, recipe, device, teacher)
+        if run.done("student", digest):
+            listener(StageSkipped("student", str(folder), "already trained with the same inputs"))
+            return run
+        metrics_file = MetricsFile(folder / "metrics.jsonl")
+        listener = fan_out(metrics_file, listener)
+        data = open_data(recipe)
+        store = LogitStore.open(manifest.parent, expect=origin_of(data, recipe, selected_weights(teacher, recipe)[1]))
+        task = StudentTask(recipe, data, store, device)
+        schedule = build_schedule(task.optimizer, recipe.student.optimizer, epochs=task.epochs, steps=task.steps)
+        evaluate = evaluator(data, device, recipe.export.batch_size)
+        plan = Plan("student", folder, digest, task.epochs, task.steps, schedule, evaluate)
+        metrics = fit(task, plan, listener, metrics_file)
+        run.finish("student", digest, metrics, _write(task, plan))
+        plan.state.unlink(missing_ok=True)
+        listener(StageDone("student", str(folder), metrics["seconds"], run.record.stages["student"].metrics))
+    return run
+
+
+def student_name(recipe: Recipe, digest: str) -> str:
+    """`resnet8-kd-T4-1a2b3c4d`."""
+    loss = recipe.student.loss
+    model = recipe.student.model.replace("/", "_").replace(":", "_")
+    temperature = f"-T{loss.temperature:g}" if loss.name == "kd" else ""
+    return f"{model}-{loss.name}{temperature}-{digest[:8]}"
+
+
+def _open(folder: Path, recipe: Recipe, device: torch.device, teacher: Run) -> Run:
+    if (folder / RECORD).exists():
+        return open_run(folder)
+    machine = {**host(), "device": describe_device(device)}
+    digest = teacher.record.stages["teacher"].digest
+    return make_run(folder, recipe, kind="student", machine=machine, teacher=digest)
+
+
+class StudentTask:
+    """The student's side of `training.loop`."""
+
+    def __init__(self, recipe: Recipe, data: ImageData, store: LogitStore, device: torch.device) -> None:
+        student = recipe.student
+        self.recipe, self.data, self.store, self.device = recipe, data, store, device
+        self.seed = recipe.seed if student.seed is None else student.seed
+        self.epochs = student.epochs
+        self.rows = store.indices
+        self.batch_size = min(student.batch_size, self.rows.numel())
+        self.steps = self.rows.numel() // self.batch_size
+        self.spec = model_spec(student, data, "student")
+        with seeded(torch.device("cpu"), derive(self.seed, "student-weights")):
+            self.model: nn.Module = zoo.create(self.spec, pretrained=student.pretrained)
+        self.model.to(device).train()
+        self.optimizer = build_optimizer(self.model, student.optimizer, "student.optimizer")
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """See `Task`."""
+        return training_batches(
+            self.data,
+            self.rows,
+            batch_size=self.batch_size,
+            epoch=epoch,
+            seed=self.seed,
+            views=self.recipe.views,
+            view_seed=self.recipe.seed,  # the store's: the pixels must be those that the teacher saw
+            numbered=True,
+            device=self.device,
+            start=start,
+        )
+
+    def step(self, batch: Batch, epoch: int, number: int) -> dict[str, Tensor]:
+        """See `Task`."""
+        loss = self.recipe.student.loss
+        seed = derive(self.seed, "student-forward", number)
+        logits = training_forward(self.model, batch.images, seed=seed, precision=self.recipe.student.precision).float()
+        hard = cross_entropy(logits, batch.given).mean()
+        losses = {"hard": hard}
+        total = hard
+        if loss.name == "kd":
+            teacher = self.store.rows(batch.rows, batch.view).to(self.device)
+            soft = kd(logits, teacher, loss.temperature).mean()
+            losses["soft"] = soft
+            total = loss.hard_weight * hard + loss.soft_weight * soft
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """See `Task`; nothing of its own."""
+        return {}
+
+    def check(self) -> None:
+        """See `Task`; the losses show everything."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Task`; there is no other state."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Task`."""
+
+
+def _write(task: StudentTask, plan: Plan) -> dict[str, str]:
+    """The finished student, as timm reads it, and the files' sha256."""
+    zoo.save_for_timm(
+        task.model,
+        task.spec,
+        plan.run,
+        class_names=task.data.source.classes,
+        mean=task.data.mean,
+        std=task.data.std,
+    )
+    names = ["config.json", "model.safetensors"]
+    if plan.best_weights.exists():
+        names.append("best.safetensors")
+    return {name: sha256_of(plan.run / name) for name in names}

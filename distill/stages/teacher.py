@@ -1,0 +1,237 @@
+"""Stage one: train a teacher whose labels may be learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.bilevel.probe import choose_estimator
+from distill.bilevel.step import HeldOutStep, LabelStep, NextBatchStep, PlainStep, Step, Training
+from distill.data.loader import Batch, ImageData, make_batch, open_data, training_batches
+from distill.errors import RunError
+from distill.labels.rules import LabelRule, Learned, Smoothing
+from distill.labels.tables import class_table, instance_table
+from distill.models import zoo
+from distill.recipe.checks import check_recipe
+from distill.recipe.digest import differences, teacher_digest
+from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
+from distill.report.runs import RECORD, Run, host, locked, make_run, open_run
+from distill.seeding import derive, generator, seeded
+from distill.stages.common import evaluator, model_spec
+from distill.store.atomic import sha256_of
+from distill.store.checkpoint import save_weights
+from distill.store.labels import LearnedLabels, write_labels
+from distill.training.device import describe_device, prepare_device
+from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out
+from distill.training.loop import Plan, fit
+from distill.training.schedule import build_optimizer, build_schedule
+
+SNAPSHOTS = 5  # of the labels, spread over the epochs
+
+
+def train_teacher(recipe: Recipe, listener: Listener) -> Run:
+    """Trains the recipe's teacher, goes on where an interrupted run stopped, or finds it done.
+
+    Returns:
+        The run folder, with model.safetensors, best.safetensors, metrics.jsonl and labels/.
+
+    Raises:
+        UserError: anything that the user can mend.
+        Interrupted: asked to stop; the same call goes on from there.
+    """
+    check_recipe(recipe, recipe.name)
+    folder, digest = Path(recipe.checkpoints) / recipe.name, teacher_digest(recipe)
+    _refuse_another_teacher(folder, recipe)
+    device = prepare_device(recipe)
+    with locked(folder):
+        run = make_run(folder, recipe, kind="teacher", machine={**host(), "device": describe_device(device)})
+        if run.done("teacher", digest):
+            listener(StageSkipped("teacher", str(folder), "already trained with the same inputs"))
+            return run
+        run.forget("teacher")
+        metrics_file = MetricsFile(folder / "metrics.jsonl")
+        listener = fan_out(metrics_file, listener)
+        task = TeacherTask(recipe, open_data(recipe), device, listener)
+        schedule = build_schedule(task.optimizer, recipe.teacher.optimizer, epochs=task.epochs, steps=task.steps)
+        evaluate = evaluator(task.data, device, recipe.export.batch_size)
+        plan = Plan("teacher", folder, digest, task.epochs, task.steps, schedule, evaluate)
+        metrics = fit(task, plan, listener, metrics_file)
+        run.finish("teacher", digest, metrics, _write(task, plan, run))
+        plan.state.unlink(missing_ok=True)
+        listener(StageDone("teacher", str(folder), metrics["seconds"], run.record.stages["teacher"].metrics))
+    return run
+
+
+def training_rows(data: ImageData, labels: LabelsRecipe) -> Tensor:
+    """Source indices that the teacher is trained on, int64 [N]; the meta images too unless they judge the labels."""
+    if labels.rule in LEARNED_RULES and labels.meta == "held-out":
+        return data.splits.train
+    return torch.cat([data.splits.train, data.splits.meta]).sort().values
+
+
+class TeacherTask:
+    """The teacher's side of `training.loop`."""
+
+    def __init__(self, recipe: Recipe, data: ImageData, device: torch.device, listener: Listener) -> None:
+        teacher = recipe.teacher
+        self.recipe, self.data, self.device = recipe, data, device
+        self.epochs = teacher.epochs
+        self.rows = training_rows(data, teacher.labels)
+        self.batch_size = min(teacher.batch_size, self.rows.numel())
+        self.steps = self.rows.numel() // self.batch_size
+        self.spec = model_spec(teacher, data, "teacher")
+        with seeded(torch.device("cpu"), derive(recipe.seed, "teacher-weights")):
+            self.model: nn.Module = zoo.create(self.spec, pretrained=teacher.pretrained)
+        self.model.to(device).train()
+        self.optimizer = build_optimizer(self.model, teacher.optimizer, "teacher.optimizer")
+        self.rule = _label_rule(teacher.labels, data, self.rows, self.epochs, device)
+        training = Training(
+            self.model, self.optimizer, self.rule, derive(recipe.seed, "teacher-step"), teacher.precision
+        )
+        self._step = self._build_step(training, listener)
+
+    def _build_step(self, training: Training, listener: Listener) -> Step:
+        labels = self.recipe.teacher.labels
+        if not isinstance(self.rule, Learned):
+            return PlainStep(training)
+        first = self.batches(0, 0)
+        batch = next(first)
+        held_out = labels.meta == "held-out"
+        # A run of one step an epoch has no next batch in it: the first then stands in, for the probe only.
+        meta = self.meta_batch(0) if held_out else next(first, batch)
+        # Always asked of the initial weights, so that a resumed run chooses what it chose before.
+        estimator, report = choose_estimator(labels.estimator, training, batch, meta)
+        listener(Notice(report))
+        label_step = LabelStep(self.rule, estimator, labels.meta_gradient_mean)
+        return HeldOutStep(training, label_step, self.meta_batch) if held_out else NextBatchStep(training, label_step)
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """See `Task`."""
+        return training_batches(
+            self.data,
+            self.rows,
+            batch_size=self.batch_size,
+            epoch=epoch,
+            seed=self.recipe.seed,
+            views=self.recipe.views,
+            numbered=False,
+            device=self.device,
+            start=start,
+        )
+
+    def meta_batch(self, number: int) -> Batch:
+        """Some of the held-out images, augmented like training images; a function of seed and step number."""
+        meta = self.data.splits.meta
+        chosen = torch.randperm(meta.numel(), generator=generator(self.recipe.seed, "meta-batch", number))
+        indices = meta[chosen[: self.recipe.teacher.labels.meta_batch_size]]
+        return make_batch(
+            self.data, indices, view=number, views=self.recipe.views, seed=self.recipe.seed, device=self.device
+        )
+
+    def step(self, batch: Batch, epoch: int, number: int) -> dict[str, Tensor]:
+        """See `Task`."""
+        labels = self.recipe.teacher.labels
+        learn = epoch >= labels.warmup_epochs and number % labels.every == 0
+        return self._step(batch, number, learn=learn)
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """How many labels are right, how soft they are, how many moved. Uses the true labels to report, never to learn."""
+        if not isinstance(self.rule, Learned):
+            return label_metrics(self.data, None)
+        self.rule.end_epoch(epoch + 1, self.epochs)
+        return label_metrics(self.data, self.learned_labels())
+
+    def learned_labels(self) -> LearnedLabels:
+        """Today's labels."""
+        assert isinstance(self.rule, Learned)
+        table = self.rule.table
+        return LearnedLabels(
+            kind=table.kind,
+            labels=table.all_labels().cpu(),
+            averaged=self.rule.averaged().cpu(),
+            indices=table.images.cpu(),
+            given=table.given.cpu(),
+            touched=self.rule.optimizer.touched.cpu(),
+            trajectory=self.rule.trajectory,
+        )
+
+    def check(self) -> None:
+        """See `Task`."""
+        self._step.check()
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Task`."""
+        rule = self.rule.state_dict() if isinstance(self.rule, Learned) else {}
+        return {"rule": rule, "step": self._step.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Task`."""
+        if isinstance(self.rule, Learned):
+            self.rule.load_state_dict(state["rule"])
+        self._step.load_state_dict(state["step"])
+
+
+def label_metrics(data: ImageData, learned: LearnedLabels | None) -> dict[str, float]:
+    """Share of the training images whose given, and whose learned, label is the true one; mean entropy in nats."""
+    train = data.splits.train
+    given, true = data.labels.given[train], data.labels.true[train]
+    before = float((given == true).double().mean())
+    if learned is None:
+        return {"given_right": before}
+    rows = given if learned.kind == "class" else torch.searchsorted(learned.indices, train)
+    soft = learned.averaged[rows].double()
+    after = float((soft.argmax(-1) == true).double().mean())
+    moved = float((soft.argmax(-1) != given).double().mean())
+    entropy = float(torch.special.entr(soft).sum(-1).mean())
+    return {"given_right": before, "labels_right": after, "labels_moved": moved, "label_entropy": entropy}
+
+
+def _label_rule(labels: LabelsRecipe, data: ImageData, rows: Tensor, epochs: int, device: torch.device) -> LabelRule:
+    classes = len(data.source.classes)
+    if labels.rule == "onehot":
+        return Smoothing(classes, 0.0)
+    if labels.rule == "smoothing":
+        return Smoothing(classes, labels.smoothing)
+    if labels.rule == "class":
+        table = class_table(classes, labels.true_class_mass, device)
+    else:
+        table = instance_table(rows, data.labels.given[rows], classes, labels.true_class_mass, device)
+    snapshots = tuple(sorted({max(1, round(epochs * k / SNAPSHOTS)) for k in range(1, SNAPSHOTS + 1)}))
+    return Learned(
+        table,
+        step=labels.step,
+        momentum=labels.momentum,
+        average_epochs=labels.average_epochs,
+        snapshot_epochs=snapshots,
+    )
+
+
+def _write(task: TeacherTask, plan: Plan, run: Run) -> dict[str, str]:
+    """The finished teacher's files and their sha256."""
+    files = {"model.safetensors": save_weights(run.folder / "model.safetensors", task.model.state_dict())}
+    if plan.best_weights.exists():
+        files["best.safetensors"] = sha256_of(plan.best_weights)
+    if isinstance(task.rule, Learned):
+        write_labels(run.folder / "labels", task.learned_labels(), {"teacher_digest": plan.digest})
+        for path in sorted((run.folder / "labels").iterdir()):
+            files[f"labels/{path.name}"] = sha256_of(path)
+    return files
+
+
+def _refuse_another_teacher(folder: Path, recipe: Recipe) -> None:
+    """A run folder keeps one teacher: what it holds is never overwritten by another."""
+    if not (folder / RECORD).exists():
+        return
+    old = open_run(folder).recipe
+    if teacher_digest(old) != teacher_digest(recipe):
+        changed = differences(old, recipe, ("seed", "data", "views", "teacher"))
+        raise RunError(
+            f"{folder}: holds a teacher of another recipe: {'; '.join(changed)}",
+            cure="choose another name (--set name=...), or delete the folder.",
+        )
+
+

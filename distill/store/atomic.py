@@ -1,0 +1,259 @@
+"""Files that are either the old ones or the new ones, never half of each.
+
+A file is written beside its place, flushed to the disk, and moved over it; a process that is killed, or a disk that is
+full, leaves the old file as it was. Every failure that a user can mend is a `StoreError`. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+import secrets
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from distill.errors import StoreError
+
+MAX_JSON_BYTES = 64 * 2**20
+_MAX_DEPTH = 128
+_BLOCK = 2**20
+_TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp")
+
+_NO_SPACE = "Make room on that disk (or raise the quota), then run the same command again."
+_NO_RIGHT = "Choose a folder that you may write to, or change its permissions."
+_IN_THE_WAY = "A file is where a folder has to be, or the other way round: move it away, or choose another place."
+_CURES = {
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: _NO_SPACE,
+    errno.EFBIG: _NO_SPACE,
+    errno.EACCES: _NO_RIGHT,
+    errno.EPERM: _NO_RIGHT,
+    errno.EROFS: _NO_RIGHT,
+    errno.ENOTDIR: _IN_THE_WAY,
+    errno.EISDIR: _IN_THE_WAY,
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOENT: "Check the path; its folder has to be there.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EMFILE: "Raise the limit of open files: ulimit -n 4096.",
+}
+
+
+def mendable(path: Path, action: str, error: OSError) -> StoreError:
+    """The `StoreError` for an `OSError`: `runs/a: cannot be written: No space left on device`, and its cure."""
+    reason = error.strerror or str(error)
+    return StoreError(f"{path}: cannot be {action}: {reason}", cure=_CURES.get(error.errno or 0, ""))
+
+
+def write_bytes(path: Path, data: bytes | Iterable[bytes | memoryview]) -> str:
+    """Writes a file in one stroke and returns the sha256 of its content, in hexadecimal.
+
+    Args:
+        path: the file; its folder exists.
+        data: the content, whole or in pieces. Pieces are written as they come, so a large file needs little memory.
+
+    Raises:
+        StoreError: the operating system refused. The old file, if there was one, is untouched and nothing is left over.
+    """
+    path = Path(path)
+    pieces = [data] if isinstance(data, bytes) else data
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    digest = hashlib.sha256()
+    try:
+        # 0o666 lets the umask decide, as for any file; tempfile would make files that colleagues cannot read.
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, 0o666)) as file:
+            for piece in pieces:
+                digest.update(piece)
+                file.write(piece)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        raise mendable(path, "written", error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return digest.hexdigest()
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes the new name itself durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some network and FUSE file systems cannot flush a folder. The file itself is flushed already.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is what a killed `write_bytes` left over."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def canonical(obj: Any, indent: int | None = None) -> str:
+    """JSON text that depends on the value alone: sorted keys, plain UTF-8.
+
+    Raises:
+        ValueError: a number is not finite.
+        TypeError: `obj` is not JSON.
+    """
+    separators = None if indent else (",", ":")
+    return json.dumps(obj, sort_keys=True, indent=indent, separators=separators, allow_nan=False, ensure_ascii=False)
+
+
+def write_json(path: Path, obj: Any) -> str:
+    """Writes `obj` as canonical JSON (sorted keys, two spaces, a newline at the end); returns the content's sha256.
+
+    Raises:
+        StoreError: a number is not finite, a string is not Unicode, or the file cannot be written.
+        TypeError: `obj` is not JSON.
+    """
+    try:
+        data = (canonical(obj, indent=2) + "\n").encode()
+    except UnicodeEncodeError as error:
+        raise StoreError(
+            f"{path}: {error.object!r} is not valid Unicode", cure="Rename the file or folder it comes from."
+        ) from error
+    except ValueError as error:
+        raise StoreError(f"{path}: cannot be written: {error}") from error
+    return write_bytes(path, data)
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file that nobody vouches for.
+
+    Raises:
+        StoreError: the file is missing, unreadable, larger than 64 MiB, not UTF-8, not JSON, nested deeper than 128,
+            names a key twice, or holds NaN, an infinity or half a surrogate pair.
+    """
+    path = Path(path)
+    size = check_regular(path)
+    if size > MAX_JSON_BYTES:
+        raise StoreError(f"{path}: {size} bytes, where at most {MAX_JSON_BYTES} are expected of a JSON file")
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise mendable(path, "read", error) from error
+    try:
+        return parse_json(data.decode())
+    except ValueError as error:
+        raise StoreError(f"{path}: is not JSON: {error}", cure="The file is damaged.") from error
+
+
+def parse_json(text: str) -> Any:
+    """Strict JSON.
+
+    Raises:
+        ValueError: not JSON, a key twice, a number that is not finite, half a surrogate pair, nested deeper than 128.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    _check_depth(value)
+    if "\\ud" in text or "\\uD" in text:
+        # Python reads a lone "\ud800" and fails much later, when it is printed.
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def _check_depth(value: Any) -> None:
+    """Whoever walks the value afterwards may recurse."""
+    level = [value]
+    for _ in range(_MAX_DEPTH):
+        level = [child for item in level for child in _children(item)]
+        if not level:
+            return
+    raise ValueError(f"nested deeper than {_MAX_DEPTH}")
+
+
+def _children(item: Any) -> Iterable[Any]:
+    if isinstance(item, dict):
+        return item.values()
+    return item if isinstance(item, list) else ()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in found if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands twice")
+    return found
+
+
+def _refuse(word: str) -> float:
+    raise ValueError(f"{word} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
+
+
+def check_regular(path: Path) -> int:
+    """The size of a file in bytes.
+
+    Raises:
+        StoreError: it is missing, or no regular file (reading a pipe would wait for ever).
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise StoreError(f"{path}: no such file", cure="Check the path; the file may have been moved.") from error
+    except (OSError, ValueError) as error:
+        reason = error if isinstance(error, OSError) else OSError(errno.EINVAL, str(error))
+        raise mendable(path, "read", reason) from error
+    if not stat.S_ISREG(found.st_mode):
+        raise StoreError(f"{path}: is not a regular file", cure="Check the path.")
+    return found.st_size
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file's content, in hexadecimal, read in blocks of 1 MiB.
+
+    Raises:
+        StoreError: the file is missing or cannot be read.
+    """
+    path = Path(path)
+    check_regular(path)
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise mendable(path, "read", error) from error
+    return digest.hexdigest()
+
+
+def writable_folder(path: Path) -> Path:
+    """Makes the folder (and those above it) if need be, proves that it can be written to, and returns it.
+
+    Raises:
+        StoreError: a file is in the way, or the folder cannot be made or written to.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        # Asking for permissions is not enough: a read-only mount or a quota shows only when something is written.
+        probe = path / f".probe.{secrets.token_hex(8)}.tmp"
+        try:
+            probe.write_bytes(b"")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise mendable(path, "used as a folder to write to", error) from error
+    return path

@@ -1,0 +1,213 @@
+"""What happens while a stage runs, as typed events, and the file that keeps them.
+
+A stage tells a listener; what listens (a file, a terminal, a test) is not the stage's business. Epochs count from 0
+in events and in `metrics.jsonl`; only the console adds one. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
+
+from distill.store.atomic import mendable, write_bytes
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage begins, or goes on from where it was stopped."""
+
+    stage: str
+    run: str
+    epochs: int
+    steps_per_epoch: int
+    resumed_epoch: int  # epochs that were done before
+    resumed_step: int  # steps of the next epoch that were done before
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimiser step. `losses` is often empty: looking at them waits for the device."""
+
+    stage: str
+    epoch: int
+    step: int  # steps done in this epoch, this one included
+    images: int  # in this step
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EpochDone:
+    """One epoch with its evaluation."""
+
+    stage: str
+    epoch: int
+    epochs: int
+    seconds: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ExportProgress:
+    """How many of the forward passes of an export are done."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """A stage has ended and its results are on disk."""
+
+    stage: str
+    run: str
+    seconds: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class StageSkipped:
+    """A stage need not run."""
+
+    stage: str
+    run: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something worth a line, such as the estimator that the probe chose."""
+
+    message: str
+
+
+Event: TypeAlias = StageStarted | StepDone | EpochDone | ExportProgress | StageDone | StageSkipped | Notice
+Listener: TypeAlias = Callable[[Event], None]
+
+
+def fan_out(*listeners: Listener) -> Listener:
+    """One listener that tells each of these in turn."""
+
+    def tell(event: Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    return tell
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class MetricsFile:
+    """A listener that appends one line of JSON for each stage start, epoch, notice and stage end.
+
+    Every line has `time` (UTC, ISO 8601), `event` (started, epoch, notice or done) and `stage`. An epoch's line has
+    `epoch`, `epochs`, `seconds` and `metrics`; numbers that are not finite are null, as JSON has none. The file is
+    opened for each line, so a killed process loses at most the line it was writing, and the next line mends that.
+    """
+
+    def __init__(self, path: Path, now: Callable[[], datetime] = _now) -> None:
+        self.path = path
+        self._now = now
+        self._stage: str | None = None
+        self._epoch = 0
+
+    def __call__(self, event: Event) -> None:
+        """Writes the event's line, if it has one.
+
+        Raises:
+            StoreError: the file cannot be written.
+        """
+        match event:
+            case StageStarted():
+                self._stage, self._epoch = event.stage, event.resumed_epoch
+                steps = {
+                    "steps_per_epoch": event.steps_per_epoch,
+                    "epoch": event.resumed_epoch,
+                    "step": event.resumed_step,
+                }
+                self._append("started", event.stage, {"run": event.run, "epochs": event.epochs, **steps})
+            case EpochDone():
+                self._epoch = event.epoch + 1
+                when = {"epoch": event.epoch, "epochs": event.epochs, "seconds": _finite(event.seconds)}
+                self._append("epoch", event.stage, {**when, "metrics": _plain(event.metrics)})
+            case StageDone():
+                self._stage, self._epoch = None, 0
+                what = {"seconds": _finite(event.seconds), "metrics": _plain(event.metrics)}
+                self._append("done", event.stage, {"run": event.run, **what})
+            case Notice():
+                self._append("notice", self._stage, {"epoch": self._epoch, "message": event.message})
+            case _:
+                pass
+
+    def rewind(self, stage: str, epoch: int) -> None:
+        """Drops what a stage wrote from an epoch on, because it is about to be run again; other stages' lines stay.
+
+        The stage's end goes too, and so do lines that a killed process left torn. The file is replaced in one stroke.
+
+        Raises:
+            StoreError: the file cannot be read or written.
+        """
+        try:
+            old = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise mendable(self.path, "read", error) from error
+        lines = old.splitlines(keepends=True)
+        new = b"".join(line.rstrip(b"\r\n") + b"\n" for line in lines if _stays(line, stage, epoch))
+        if new != old:
+            write_bytes(self.path, new)
+
+    def _append(self, event: str, stage: str | None, rest: Mapping[str, Any]) -> None:
+        time = self._now().isoformat(timespec="milliseconds")
+        line = json.dumps({"time": time, "event": event, "stage": stage, **rest}, allow_nan=False)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a+b") as file:
+                _mend_tail(file)
+                file.write(line.encode("ascii") + b"\n")
+        except OSError as error:
+            raise mendable(self.path, "written", error) from error
+
+
+def _mend_tail(file: BinaryIO) -> None:
+    """Cuts off a last line that a killed process left torn; one that lacks only its end gets that."""
+    if file.seek(0, os.SEEK_END) == 0 or os.pread(file.fileno(), 1, file.tell() - 1) == b"\n":
+        return
+    file.seek(0)
+    whole, _, tail = file.read().rpartition(b"\n")
+    if _entry(tail) is None:
+        file.truncate(len(whole) + 1 if whole else 0)
+    else:
+        file.write(b"\n")
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def _stays(line: bytes, stage: str, epoch: int) -> bool:
+    entry = _entry(line)
+    if entry is None or entry.get("stage") != stage:
+        return entry is not None
+    at = entry.get("epoch")
+    return entry.get("event") != "done" and isinstance(at, int) and at < epoch
+
+
+def _plain(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _finite(value) for name, value in metrics.items()}
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None

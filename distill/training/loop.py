@@ -1,0 +1,222 @@
+"""The loop that teacher and student share: epochs, learning rate, evaluation, resume.
+
+A stage is a `Task`; the loop owns when things happen, the task what happens. Everything random is a function of the
+seed and of how far training has come, so the saved state is weights, optimiser, labels and two counters, and a resumed
+run ends with the same bits as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from timm.scheduler.scheduler import Scheduler
+from torch import Tensor, nn
+
+from distill.data.loader import Batch
+from distill.errors import RunError, StoreError
+from distill.store.atomic import writable_folder
+from distill.store.checkpoint import load_state, save_state, save_weights
+from distill.training.evaluate import Scores
+from distill.training.events import EpochDone, Listener, MetricsFile, StageStarted, StepDone
+from distill.training.interrupt import Interrupted, StopRequest, listen_for_stop
+
+REPORT_EVERY = 10  # steps between looks at the losses; each look waits for the device
+SAVE_EVERY = 600.0  # seconds between saves inside a long epoch
+
+
+class Task(Protocol):
+    """What a stage trains."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """The batches of an epoch from batch `start` on."""
+        ...
+
+    def step(self, batch: Batch, epoch: int, number: int) -> dict[str, Tensor]:
+        """Trains on one batch; `number` steps came before in the whole run. Named losses, detached."""
+        ...
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """Called once after each epoch (counted from 0); returns metrics of the stage's own."""
+        ...
+
+    def check(self) -> None:
+        """Raises a UserError when training went wrong in a way that the losses do not show."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs besides model and optimiser."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long, where, and how it is judged."""
+
+    stage: str
+    run: Path  # the run folder
+    digest: str  # of everything that decides the result; a saved state of another digest is refused
+    epochs: int
+    steps: int  # in an epoch
+    schedule: Scheduler
+    evaluate: Callable[[nn.Module], tuple[Scores, Scores]]  # validation, test
+
+    @property
+    def state(self) -> Path:
+        """Where the resume state lies."""
+        return self.run / "state" / f"{self.stage}.safetensors"
+
+    @property
+    def best_weights(self) -> Path:
+        """Weights of the best epoch by validation."""
+        return self.run / "best.safetensors"
+
+
+@dataclass
+class Progress:
+    """How far training has come."""
+
+    epoch: int = 0
+    step: int = 0  # in this epoch
+    sums: dict[str, float] = field(default_factory=dict)  # of the losses in this epoch
+    epoch_seconds: float = 0.0  # spent in this epoch, over all its interruptions
+    seconds: float = 0.0  # spent in the epochs before
+    last: dict[str, float] = field(default_factory=dict)  # metrics of the last epoch
+    best: dict[str, float] = field(default_factory=dict)  # metrics of the best epoch by validation
+
+
+def fit(task: Task, plan: Plan, listener: Listener, metrics_file: MetricsFile) -> dict[str, float]:
+    """Trains to the end, from the saved state when there is one.
+
+    Returns:
+        The last epoch's metrics, those of the best epoch by validation as `best_...`, and `seconds`.
+
+    Raises:
+        Interrupted: asked to stop; the state is on disk.
+        RunError: the loss is no longer finite.
+        StoreError: the saved state is damaged or belongs to another recipe.
+    """
+    progress = _restore(task, plan)
+    metrics_file.rewind(plan.stage, progress.epoch)
+    listener(StageStarted(plan.stage, str(plan.run), plan.epochs, plan.steps, progress.epoch, progress.step))
+    with listen_for_stop() as stop:
+        while progress.epoch < plan.epochs:
+            _train_epoch(task, plan, progress, listener, stop)
+            _end_epoch(task, plan, progress, listener)
+            if stop and progress.epoch < plan.epochs:
+                raise Interrupted(plan.stage, progress.epoch, 0)
+    best = {f"best_{name}": value for name, value in progress.best.items()}
+    return {**progress.last, **best, "seconds": progress.seconds}
+
+
+def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener, stop: StopRequest) -> None:
+    task.model.train()
+    began = saved = time.monotonic()
+    sums: dict[str, Tensor] = {}
+    for batch in task.batches(progress.epoch, progress.step):
+        number = progress.epoch * plan.steps + progress.step
+        plan.schedule.step_update(number)
+        losses = task.step(batch, progress.epoch, number)
+        for name, loss in losses.items():
+            sums[name] = sums[name] + loss if name in sums else loss
+        progress.step += 1
+        look = progress.step % REPORT_EVERY == 0 or progress.step == plan.steps
+        shown = _look(task, plan, progress, losses) if look else {}
+        listener(StepDone(plan.stage, progress.epoch, progress.step, batch.images.shape[0], shown))
+        now = time.monotonic()
+        if progress.step < plan.steps and (stop or now - saved > SAVE_EVERY):
+            progress.epoch_seconds += now - began
+            began = saved = now
+            _add(progress, sums)
+            _save(task, plan, progress)
+            if stop:
+                raise Interrupted(plan.stage, progress.epoch, progress.step)
+    progress.epoch_seconds += time.monotonic() - began
+    _add(progress, sums)
+
+
+def _look(task: Task, plan: Plan, progress: Progress, losses: dict[str, Tensor]) -> dict[str, float]:
+    """The losses as numbers; stops a run that has gone astray."""
+    task.check()
+    shown = {name: float(loss) for name, loss in losses.items()}
+    for name, value in shown.items():
+        if not math.isfinite(value):
+            raise RunError(
+                f"{plan.run}: the {plan.stage}'s {name} is {value} in epoch {progress.epoch + 1}, step {progress.step}",
+                cure=f"lower {plan.stage}.optimizer.lr or add {plan.stage}.optimizer.warmup_epochs.",
+            )
+    return shown
+
+
+def _add(progress: Progress, sums: dict[str, Tensor]) -> None:
+    for name, total in sums.items():
+        progress.sums[name] = progress.sums.get(name, 0.0) + float(total)
+    sums.clear()
+
+
+def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -> None:
+    began = time.monotonic()
+    own = task.end_epoch(progress.epoch)
+    validation, test = plan.evaluate(task.model)
+    seconds = progress.epoch_seconds + time.monotonic() - began
+    metrics = {name: total / plan.steps for name, total in progress.sums.items()}
+    metrics |= own | {"lr": float(task.optimizer.param_groups[0]["lr"]), "epoch": float(progress.epoch + 1)}
+    if validation.count:
+        metrics |= validation.named("validation")
+    metrics |= test.named("test")
+    if validation.count and _better(metrics, progress.best):
+        progress.best = {name: v for name, v in metrics.items() if name.startswith(("validation", "test", "epoch"))}
+        save_weights(plan.best_weights, task.model.state_dict())
+    listener(EpochDone(plan.stage, progress.epoch, plan.epochs, seconds, metrics))
+    progress.last, progress.sums = metrics, {}
+    progress.seconds, progress.epoch_seconds = progress.seconds + seconds, 0.0
+    progress.epoch, progress.step = progress.epoch + 1, 0
+    _save(task, plan, progress)
+
+
+def _better(metrics: dict[str, float], best: dict[str, float]) -> bool:
+    """By validation accuracy, then by validation NLL; the earlier epoch stays when both tie."""
+    if not best:
+        return True
+    here, there = ((m["validation_accuracy"], -m["validation_nll"]) for m in (metrics, best))
+    return here > there
+
+
+def _save(task: Task, plan: Plan, progress: Progress) -> None:
+    state = {
+        "digest": plan.digest,
+        "progress": dict(vars(progress)),
+        "model": dict(task.model.state_dict()),
+        "optimizer": task.optimizer.state_dict(),
+        "task": task.state_dict(),
+    }
+    writable_folder(plan.state.parent)
+    save_state(plan.state, state)
+
+
+def _restore(task: Task, plan: Plan) -> Progress:
+    if not plan.state.exists():
+        return Progress()
+    state = load_state(plan.state)
+    cure = f"delete {plan.state} to start this stage again."
+    if not isinstance(state, dict) or state.get("digest") != plan.digest:
+        raise StoreError(f"{plan.state}: this resume state belongs to another recipe", cure=cure)
+    try:
+        task.model.load_state_dict(state["model"])
+        task.optimizer.load_state_dict(state["optimizer"])
+        task.load_state_dict(state["task"])
+        return Progress(**state["progress"])
+    except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        raise StoreError(f"{plan.state}: this resume state does not fit: {error}", cure=cure) from error

@@ -1,0 +1,137 @@
+"""The rules between fields: each is broken once, and a recipe that breaks none is let through."""
+
+from __future__ import annotations
+
+import itertools
+from typing import get_args
+
+import pytest
+
+from distill.errors import RecipeError
+from distill.recipe.checks import check_recipe, problems
+from distill.recipe.load import override, parse_recipe
+from distill.recipe.schema import LabelRule, Recipe
+
+DEFAULT = parse_recipe("", "r.toml")
+LEARNED = ("teacher.labels.rule=instance",)
+HELD_OUT = (*LEARNED, "teacher.labels.meta=held-out")
+
+
+def changed(*assignments: str) -> Recipe:
+    return override(DEFAULT, assignments)
+
+
+# (assignments, the field that is named)
+BROKEN: list[tuple[tuple[str, ...], str]] = [
+    (("data.validation=1.0",), "[data] validation"),
+    (("data.meta=2.5",), "[data] meta"),
+    (("data.test=1.5",), "[data] test"),
+    (("data.test=0",), "[data] test"),
+    (("data.source=folder",), "[data] root"),
+    (("data.image_size=64",), "[data] image_size"),
+    (("data.download=true",), "[data] download"),
+    (("data.noise.kind=file",), "[data.noise] file"),
+    (("data.noise.file=x.npy",), "[data.noise] file"),
+    (("data.noise.kind=symmetric",), "[data.noise] rate"),
+    (("data.noise.rate=0.2",), "[data.noise] rate"),
+    (("data.noise.kind=file", "data.noise.file=x.npy", "data.noise.rate=0.2"), "[data.noise] rate"),
+    (("data.noise.pairs.a=b",), "[data.noise] pairs"),
+    (("data.noise.kind=asymmetric", "data.noise.rate=0.2", "data.noise.pairs.a=a"), "[data.noise] pairs"),
+    (("data.noise.redraw=others",), "[data.noise] redraw"),
+    (("views.count=2",), "[views] count"),
+    (("views.count=163", "views.crop_padding=4", "views.flip=true"), "[views] count"),
+    (("teacher.select=best", "data.validation=0"), "[teacher] select"),
+    (("student.select=best", "data.validation=0.0"), "[student] select"),
+    (("teacher.optimizer.warmup_epochs=30",), "[teacher.optimizer] warmup_epochs"),
+    (("student.epochs=2", "student.optimizer.warmup_epochs=2"), "[student.optimizer] warmup_epochs"),
+    (("teacher.optimizer.schedule=constant", "teacher.optimizer.min_lr=0.01"), "[teacher.optimizer] min_lr"),
+    (("teacher.optimizer.min_lr=1",), "[teacher.optimizer] min_lr"),
+    (("teacher.optimizer.milestones=3",), "[teacher.optimizer] milestones"),
+    (("teacher.optimizer.schedule=multistep",), "[teacher.optimizer] milestones"),
+    (("teacher.optimizer.schedule=multistep", "teacher.optimizer.milestones=5,3"), "[teacher.optimizer] milestones"),
+    (("teacher.optimizer.schedule=multistep", "teacher.optimizer.milestones=3,3"), "[teacher.optimizer] milestones"),
+    (("student.optimizer.schedule=multistep", "student.optimizer.milestones=3,30"), "[student.optimizer] milestones"),
+    ((*LEARNED, "teacher.labels.warmup_epochs=30"), "[teacher.labels] warmup_epochs"),
+    (("compare.teachers=onehot", "teacher.labels.warmup_epochs=3"), "[teacher.labels] warmup_epochs"),
+    (("teacher.labels.average_epochs=31",), "[teacher.labels] average_epochs"),
+    (HELD_OUT, "[data] meta"),
+    ((*LEARNED, "teacher.labels.estimator=one-sided", "teacher.precision=bfloat16"), "[teacher.labels] estimator"),
+    ((*LEARNED, "teacher.labels.estimator=central", "teacher.precision=bfloat16"), "[teacher.labels] estimator"),
+    ((*LEARNED, "teacher.optimizer.name=adamw"), "[teacher.optimizer] name"),
+    (("student.loss.soft_weight=0", "student.loss.hard_weight=0"), "[student.loss] soft_weight"),
+    (("compare.seeds=1,1",), "[compare] seeds"),
+    (("compare.seeds=-1,2",), "[compare] seeds"),
+    (("compare.teachers=class,class",), "[compare] teachers"),
+    (("compare.temperatures=1,4,4",), "[compare] temperatures"),
+    (("compare.temperatures=1,4", "data.validation=0"), "[compare] temperatures"),
+    (("compare.temperatures=4", "student.loss.name=ce"), "[compare] temperatures"),
+]
+
+
+@pytest.mark.parametrize(("assignments", "place"), BROKEN)
+def test_each_rule_names_its_field(assignments: tuple[str, ...], place: str) -> None:
+    (line,) = problems(changed(*assignments))
+    assert line.startswith(f"{place}: ")
+    assert len(line) < 260
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [
+        (),
+        LEARNED,
+        (*HELD_OUT, "data.meta=100"),
+        (*HELD_OUT, "data.meta=0.1", "teacher.labels.warmup_epochs=4", "teacher.labels.average_epochs=5"),
+        (*LEARNED, "teacher.precision=bfloat16"),
+        (*LEARNED, "teacher.precision=bfloat16", "teacher.labels.estimator=forward-mode"),
+        (*LEARNED, "teacher.optimizer.name=SGD"),
+        ("teacher.optimizer.name=adamw",),
+        ("teacher.labels.estimator=central", "teacher.precision=bfloat16"),
+        ("views.count=orbit",),
+        ("views.count=162", "views.crop_padding=4", "views.flip=true"),
+        ("data.source=folder", "data.root=x", "data.image_size=64", "data.test=0"),
+        ("data.source=cifar10", "data.download=true"),
+        ("data.noise.kind=asymmetric", "data.noise.rate=0.2", "data.noise.pairs.a=b"),
+        ("data.noise.kind=file", "data.noise.file=x.npy"),
+        ("teacher.optimizer.schedule=multistep", "teacher.optimizer.milestones=3,29"),
+        ("student.loss.hard_weight=0",),
+        ("compare.temperatures=1,2,4",),
+        ("data.validation=1",),
+    ],
+)
+def test_sound_recipes_are_let_through(assignments: tuple[str, ...]) -> None:
+    assert problems(changed(*assignments)) == []
+
+
+def test_learned_teachers_of_a_comparison_count_when_it_is_made() -> None:
+    recipe = changed("teacher.optimizer.name=adamw", "teacher.labels.meta=held-out")
+    assert problems(recipe) == []
+    assert [line.split(":")[0] for line in problems(recipe, comparing=True)] == [
+        "[data] meta",
+        "[teacher.optimizer] name",
+    ]
+    assert problems(override(recipe, ["compare.teachers=onehot,smoothing"]), comparing=True) == []
+
+
+@pytest.mark.parametrize("rule", get_args(LabelRule))
+def test_every_rule_has_a_sound_recipe(rule: str) -> None:
+    assert problems(changed(f"teacher.labels.rule={rule}"), comparing=True) == []
+
+
+def test_all_are_told_at_once() -> None:
+    recipe = changed("data.test=0", "data.noise.rate=0.2", "compare.seeds=1,1")
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(recipe, "recipes/r18.toml")
+    lines = caught.value.message.split("\n")
+    assert [line.split(": ")[:2] for line in lines] == [
+        ["recipes/r18.toml", place] for place in ("[data] test", "[data.noise] rate", "[compare] seeds")
+    ]
+    assert caught.value.cure
+    check_recipe(DEFAULT, "recipes/r18.toml")
+
+
+def test_rules_do_not_hide_each_other() -> None:
+    """Two problems in different tables give both lines."""
+    apart = [BROKEN[i] for i in (3, 12, 15, 19, 26, 35)]
+    for (first, one), (second, two) in itertools.combinations(apart, 2):
+        assert {line.split(":")[0] for line in problems(changed(*first, *second))} >= {one, two}

@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from distill.errors import StoreError
+from distill.store.logits import LogitStore, LogitWriter, verify_store
+from distill.store.manifest import Origin
+
+PAIRS = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 3)), max_size=30)
+
+
+@given(pairs=PAIRS)
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rows_in_any_order(store: Path, logits: Tensor, indices: Tensor, pairs: list[tuple[int, int]]) -> None:
+    positions, views = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
+    found = LogitStore.open(store, verify=False).rows(indices[positions], views)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, logits[views, positions])
+
+
+def test_every_row_of_every_view(store: Path, logits: Tensor, indices: Tensor) -> None:
+    opened = LogitStore.open(store)
+    assert (opened.views, opened.classes) == (4, 3)
+    assert torch.equal(opened.indices, indices)
+    for view in range(4):
+        assert torch.equal(opened.rows(indices, torch.full_like(indices, view)), logits[view])
+
+
+def test_other_integer_types(store: Path, logits: Tensor, indices: Tensor) -> None:
+    found = LogitStore.open(store).rows(indices[:2].int(), torch.tensor([1, 3], dtype=torch.uint8))
+    assert torch.equal(found, logits[[1, 3], [0, 1]])
+
+
+@pytest.mark.parametrize("format_name", ["float16", "float32"])
+def test_formats(
+    tmp_path: Path, writer: Callable[..., LogitWriter], logits: Tensor, indices: Tensor, format_name: str
+) -> None:
+    made = writer(tmp_path / "s", format=format_name, shard_rows=100)
+    exact = logits + 1e-4 * logits.sign()
+    for piece in made.missing():
+        made.write(piece, exact[piece.view])
+    made.finish()
+    found = LogitStore.open(tmp_path / "s").rows(indices, torch.zeros_like(indices))
+    assert torch.equal(found, exact[0].half().float() if format_name == "float16" else exact[0])
+
+
+@pytest.mark.parametrize(
+    ("index", "view", "message"),
+    [
+        (1, 0, "no logits of image 1 "),
+        (100, 0, "no logits of image 100 "),
+        (-1, 0, "no logits of image -1 "),
+        (40, 4, "no view 4; it has 4"),
+        (40, -1, "no view -1"),
+    ],
+)
+def test_what_the_store_does_not_have(store: Path, index: int, view: int, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        LogitStore.open(store).rows(torch.tensor([3, index]), torch.tensor([0, view]))
+
+
+@pytest.mark.parametrize(
+    ("chosen", "views"),
+    [
+        (torch.tensor([3.0]), torch.tensor([0])),
+        (torch.tensor([3]), torch.tensor([0, 1])),
+        (torch.tensor(3), torch.tensor([0])),
+        (torch.tensor([True]), torch.tensor([0])),
+    ],
+)
+def test_wrong_arguments(store: Path, chosen: Tensor, views: Tensor) -> None:
+    with pytest.raises(ValueError, match="two vectors of integers"):
+        LogitStore.open(store).rows(chosen, views)
+
+
+def test_another_origin_is_refused(store: Path, origin: Origin) -> None:
+    LogitStore.open(store, expect=origin)
+    other = origin.model_copy(update={"class_names": ("dog", "cat", "eel"), "data_fingerprint": "other"})
+    with pytest.raises(StoreError, match="class order differs") as caught:
+        LogitStore.open(store, expect=other)
+    assert "data set differs" in caught.value.message
+
+
+def test_a_pickled_store_reads_on(store: Path, logits: Tensor, indices: Tensor) -> None:
+    opened = LogitStore.open(store)
+    opened.rows(indices, torch.zeros_like(indices))
+    data = pickle.dumps(opened)
+    assert len(data) < 20_000
+    assert torch.equal(pickle.loads(data).rows(indices, torch.ones_like(indices)), logits[1])
+
+
+def test_a_sound_store_has_no_problems(store: Path) -> None:
+    assert verify_store(store) == []
+
+
+def test_extra_files_are_problems_hidden_ones_are_not(store: Path) -> None:
+    (store / "notes.txt").touch()
+    (store / ".DS_Store").touch()
+    assert verify_store(store) == [f"{store / 'notes.txt'}: the manifest does not name this file"]
+
+
+def test_a_store_may_be_reached_through_links(store: Path, tmp_path: Path) -> None:
+    """As a hub's cache lays files out."""
+    (tmp_path / "linked").mkdir()
+    for path in store.iterdir():
+        (tmp_path / "linked" / path.name).symlink_to(path)
+    assert verify_store(tmp_path / "linked") == []
+    LogitStore.open(tmp_path / "linked")
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+def test_memory_and_handles_stay_small(tmp_path: Path, writer: Callable[..., LogitWriter], origin: Origin) -> None:
+    classes, rows = 1000, 8192
+    names = tuple(map(str, range(classes)))
+    indices = torch.arange(rows)
+    made = writer(
+        tmp_path / "s",
+        origin=origin.model_copy(update={"class_names": names}),
+        indices=indices,
+        classes=classes,
+        shard_rows=512,
+    )
+    block = torch.rand(512, classes)
+    for piece in made.missing():
+        made.write(piece, block)
+    made.finish()
+    opened = LogitStore.open(tmp_path / "s", verify=False)
+    handles = len(list(Path("/proc/self/fd").iterdir()))
+    before = anonymous_bytes()
+    for view in range(4):
+        for chosen in indices.split(256):
+            opened.rows(chosen, torch.full_like(chosen, view))
+    assert anonymous_bytes() - before < 16 * 2**20  # of 64 MiB
+    assert len(list(Path("/proc/self/fd").iterdir())) == handles

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.errors import StoreError
+from distill.store.atomic import read_json
+from distill.store.manifest import Origin, Piece, difference, installed_versions, read_manifest, read_plan, shard_name
+
+
+def test_the_same_origin_differs_in_nothing(origin: Origin) -> None:
+    assert difference(origin, origin) == []
+    assert difference(origin, Origin.model_validate(json.loads(origin.model_dump_json()))) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (
+            {"class_names": ("dog", "cat", "eel")},
+            "class order differs: store has ('cat', 'dog', 'eel'), data set has ('dog', 'cat', 'eel')",
+        ),
+        (
+            {"class_names": ("cat", "dog")},
+            "classes differ: store has ('cat', 'dog', 'eel'), data set has ('cat', 'dog')",
+        ),
+        ({"teacher_digest": "x"}, f"teacher differs: store has '{'t' * 64}', expected 'x'"),
+        ({"views": {"crop_padding": 2, "flip": True}}, "views differ: crop_padding: store has 4, expected 2"),
+        ({"views": {"crop_padding": 4}}, "views differ: flip: store has True, expected None"),
+        ({"view_seed": 8}, "seed of the views differs: store has 7, expected 8"),
+        ({"mean": (0.1,)}, "normalisation mean differs: store has (0.5,), expected (0.1,)"),
+    ],
+)
+def test_a_difference_is_a_sentence(origin: Origin, change: dict[str, Any], sentence: str) -> None:
+    assert difference(origin.model_copy(update=change), origin) == [sentence]
+
+
+def test_every_field_has_a_sentence(origin: Origin) -> None:
+    other = origin.model_copy(
+        update={
+            name: {"other": 1} if name == "views" else ("x",) if name == "class_names" else "other"
+            for name in Origin.model_fields
+        }
+    )
+    assert len(difference(origin, other)) == len(Origin.model_fields)
+
+
+def test_long_class_lists_name_the_first_difference(origin: Origin) -> None:
+    names = tuple(f"class {c}" for c in range(1000))
+    swapped = (*names[:500], names[501], names[500], *names[502:])
+    store, data = (origin.model_copy(update={"class_names": value}) for value in (names, swapped))
+    assert difference(data, store) == [
+        "class order differs: class 500 is 'class 500' in the store, 'class 501' in the data set"
+    ]
+    fewer = origin.model_copy(update={"class_names": names[:900]})
+    assert difference(fewer, store) == ["classes differ: store has 1000, data set has 900"]
+
+
+def test_the_manifest_comes_back(store: Path, origin: Origin) -> None:
+    manifest = read_manifest(store)
+    assert manifest.origin == origin
+    assert manifest.versions == installed_versions()
+    assert manifest.versions.keys() >= {"torch", "timm", "safetensors", "distill"}
+    assert [shard.piece for shard in manifest.shards] == list(manifest.pieces())
+    assert read_plan(store) == manifest.plan
+    assert manifest.digest() == manifest.plan.digest()
+
+
+def test_pieces_cover_every_row_once(store: Path) -> None:
+    plan = read_manifest(store).plan
+    rows = [(piece.view, row) for piece in plan.pieces() for row in range(piece.start, piece.stop)]
+    assert rows == [(view, row) for view in range(plan.origin.view_count) for row in range(plan.rows)]
+
+
+def test_names_sort_in_order() -> None:
+    pieces = [Piece(view, start, start + 1) for view in (0, 9, 10, 9999) for start in (0, 5, 65536, 10**8)]
+    assert sorted(pieces) == sorted(pieces, key=shard_name)
+
+
+def test_where_there_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is no store of logits"):
+        read_manifest(tmp_path / "nowhere")
+    assert read_plan(tmp_path) is None
+    (tmp_path / "partial.json").write_text("{}")
+    with pytest.raises(StoreError, match="was interrupted") as caught:
+        read_manifest(tmp_path)
+    assert "distill export --teacher RUN" in caught.value.cure
+
+
+def test_a_later_version_asks_for_an_upgrade(store: Path) -> None:
+    content = read_json(store / "manifest.json")
+    (store / "manifest.json").write_text(json.dumps(content | {"schema_version": 2, "new": 1}))
+    with pytest.raises(StoreError, match="schema version 2, this distill reads 1"):
+        read_manifest(store)
