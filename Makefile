@@ -14,10 +14,14 @@ CODE := distill tests $(wildcard benchmarks)
 
 # An interpreter of one's own: make test PYTHON=/opt/python3.13/bin/python3
 PYTHON ?=
-CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11
+CANDIDATES := $(or $(PYTHON),python3 python3.14 python3.13 python3.12 python3.11)
 
-# The stamp is written last, and holds the folder it was written in. A stamp that is out of step counts as none.
-SOUND := $(shell test "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" && $(BIN)/python -c "" 2>/dev/null && echo yes)
+# Whether .venv was made in this folder (its scripts hold its path), by the interpreter that was asked for, if one was.
+AT_HOME = case "$$($(BIN)/pip --version 2>/dev/null)" in *" from $$(pwd -P)/$(VENV)/"*) true;; *) false;; esac
+AS_ASKED = test -z "$(PYTHON)" || test "$$($(PYTHON) --version 2>&1)" = "$$($(BIN)/python --version 2>&1)"
+
+# The stamp is written last and holds the folder it was written in. One that is out of step counts as none.
+SOUND := $(shell test "$$(cat $(STAMP) 2>/dev/null)" = "$$(pwd -P)" && $(BIN)/python -c "" 2>/dev/null && { $(AS_ASKED); } && echo yes)
 ifneq ($(SOUND),yes)
 $(STAMP): FORCE
 endif
@@ -59,15 +63,20 @@ clean: ## Remove .venv and every cache; runs under checkpoints/ stay
 
 $(STAMP): pyproject.toml
 	@rm -f $(STAMP)
+	@{ $(AT_HOME); } && { $(AS_ASKED); } || $(MAKE) $(VENV)
+	$(RUN) pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@pwd -P > $(STAMP)
+
+$(VENV): FORCE
 	@set -e; \
 	python=; \
-	for candidate in $(or $(PYTHON),$(CANDIDATES)); do \
+	for candidate in $(CANDIDATES); do \
 	    if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
 	        python=$$candidate; break; \
 	    fi; \
 	done; \
 	if [ -z "$$python" ]; then \
-	    echo "make: no Python of version 3.11 or later among: $(or $(PYTHON),$(CANDIDATES))" >&2; \
+	    echo "make: no Python of version 3.11 or later among: $(CANDIDATES)" >&2; \
 	    echo "  Install one, or name it: make PYTHON=/path/to/python3" >&2; \
 	    exit 1; \
 	fi; \
@@ -76,12 +85,7 @@ $(STAMP): pyproject.toml
 	    echo "  On Debian and Ubuntu: apt-get install python3-venv" >&2; \
 	    exit 1; \
 	fi; \
-	case "$$($(BIN)/pip --version 2>/dev/null)" in \
-	    *" from $$(pwd -P)/$(VENV)/"*) ;; \
-	    *) echo "make: building $(VENV) with $$("$$python" --version)"; \
-	       "$$python" -m venv --clear $(VENV) ;; \
-	esac
-	$(RUN) pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@pwd -P > $(STAMP)
+	echo "make: building $(VENV) with $$("$$python" --version)"; \
+	"$$python" -m venv --clear $(VENV)
 
 FORCE:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from timm.layers import create_classifier
+from timm.layers.classifier import create_classifier
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -22,6 +22,11 @@ class CifarNet(nn.Module):
     A subclass defines `forward_features`, images [B, in_chans, H, W] -> feature map [B, num_features, h, w], then
     calls `_finish`.
     """
+
+    num_features: int
+    head_hidden_size: int
+    global_pool: nn.Module
+    fc: nn.Module
 
     def __init__(self, num_classes: int, in_chans: int, drop_rate: float) -> None:
         super().__init__()
@@ -55,10 +60,11 @@ class CifarNet(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Feature map [B, num_features, h, w] -> logits [B, C], or with `pre_logits` the pooled [B, num_features]."""
-        x = self.global_pool(x)
+        pooled: Tensor = self.global_pool(x)
         if self.drop_rate:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
-        return x if pre_logits else self.fc(x)
+            pooled = F.dropout(pooled, p=self.drop_rate, training=self.training)
+        output: Tensor = pooled if pre_logits else self.fc(pooled)
+        return output
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] -> logits [B, C]."""
@@ -113,24 +119,26 @@ class CifarResNet(CifarNet):
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 with n >= 1, found {depth}")
         super().__init__(num_classes, in_chans, drop_rate)
-        blocks, stem, widths = (depth - 2) // 6, widths[0], widths[1:]
+        blocks_per_stage, stem, *stage_widths = (depth - 2) // 6, *widths
         self.conv1 = _conv3x3(in_chans, stem)
         self.bn1 = nn.BatchNorm2d(stem)
         self.act1 = nn.ReLU()
         self.feature_info = [{"num_chs": stem, "reduction": 1, "module": "act1"}]
-        inputs = stem
-        for i, width in enumerate(widths):
-            stage = [BasicBlock(inputs, width, 2 if i else 1)]
-            stage += [BasicBlock(width, width, 1) for _ in range(blocks - 1)]
-            self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
+        inputs, stages = stem, []
+        for i, width in enumerate(stage_widths):
+            blocks = [BasicBlock(inputs, width, 2 if i else 1)]
+            blocks += [BasicBlock(width, width, 1) for _ in range(blocks_per_stage - 1)]
+            stages.append(nn.Sequential(*blocks))
             self.feature_info.append({"num_chs": width, "reduction": 2**i, "module": f"layer{i + 1}"})
             inputs = width
+        self.layer1, self.layer2, self.layer3 = stages
         self._finish(inputs, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] -> [B, widths[3], H / 4, W / 4]."""
         x = self.act1(self.bn1(self.conv1(x)))
-        return self.layer3(self.layer2(self.layer1(x)))
+        features: Tensor = self.layer3(self.layer2(self.layer1(x)))
+        return features
 
 
 class PreActivationBlock(nn.Module):
@@ -148,7 +156,8 @@ class PreActivationBlock(nn.Module):
         """[B, inputs, H, W] -> [B, outputs, H / stride, W / stride]."""
         y = F.relu(self.bn1(x))
         shortcut = x if self.shortcut is None else self.shortcut(y)
-        return self.conv2(F.relu(self.bn2(self.conv1(y)))) + shortcut
+        residual: Tensor = self.conv2(F.relu(self.bn2(self.conv1(y))))
+        return residual + shortcut
 
 
 class CifarWideResNet(CifarNet):
@@ -175,16 +184,17 @@ class CifarWideResNet(CifarNet):
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth must be 6n + 4 with n >= 1, found {depth}")
         super().__init__(num_classes, in_chans, drop_rate)
-        blocks, inputs = (depth - 4) // 6, 16
+        blocks_per_stage, inputs, stages = (depth - 4) // 6, 16, []
         self.conv1 = _conv3x3(in_chans, inputs)
         self.feature_info = [{"num_chs": inputs, "reduction": 1, "module": "conv1"}]
         for i, width in enumerate((16 * widen, 32 * widen, 64 * widen)):
             # At widen = 1 the first block keeps stride and width: no shortcut convolution, as in the paper.
-            stage = [PreActivationBlock(inputs, width, 2 if i else 1)]
-            stage += [PreActivationBlock(width, width, 1) for _ in range(blocks - 1)]
-            self.add_module(f"layer{i + 1}", nn.Sequential(*stage))
+            blocks = [PreActivationBlock(inputs, width, 2 if i else 1)]
+            blocks += [PreActivationBlock(width, width, 1) for _ in range(blocks_per_stage - 1)]
+            stages.append(nn.Sequential(*blocks))
             self.feature_info.append({"num_chs": width, "reduction": 2**i, "module": f"layer{i + 1}"})
             inputs = width
+        self.layer1, self.layer2, self.layer3 = stages
         self.bn = nn.BatchNorm2d(inputs)
         self.act = nn.ReLU()
         self._finish(inputs, global_pool)
@@ -192,7 +202,8 @@ class CifarWideResNet(CifarNet):
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] -> [B, 64 * widen, H / 4, W / 4]."""
         x = self.layer3(self.layer2(self.layer1(self.conv1(x))))
-        return self.act(self.bn(x))
+        features: Tensor = self.act(self.bn(x))
+        return features
 
 
 class PoolFrom(nn.Module):
@@ -245,4 +256,5 @@ class CifarVgg(CifarNet):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] -> [B, 512, h, w], h = 4 for H = 32."""
-        return self.stages(x)
+        features: Tensor = self.stages(x)
+        return features

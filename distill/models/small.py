@@ -6,7 +6,7 @@ So a saved model's `config.json` names an architecture that `timm.create_model("
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import timm
 from timm.models import (
@@ -45,7 +45,7 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def shrink_stem(model: nn.Module) -> None:
+def shrink_stem(model: Any) -> None:
     """Turns the stem of a timm `ResNet`, in place, into one that keeps the image's size.
 
     A single 7x7 convolution of stride 2 becomes a 3x3 convolution of stride 1; of a deep stem the first convolution
@@ -53,8 +53,10 @@ def shrink_stem(model: nn.Module) -> None:
     """
     stem = model.conv1
     if isinstance(stem, nn.Conv2d):
-        factory = {"device": stem.weight.device, "dtype": stem.weight.dtype}
-        stem = nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=stem.bias is not None, **factory)
+        old = stem.weight
+        stem = nn.Conv2d(
+            stem.in_channels, stem.out_channels, 3, padding=1, bias=False, device=old.device, dtype=old.dtype
+        )
         nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
         model.conv1 = stem
     else:
@@ -62,7 +64,7 @@ def shrink_stem(model: nn.Module) -> None:
         first.stride = (1, 1)
     model.maxpool = nn.Identity()
     # The stem's own entry had reduction 2, the stages counted its pooling too.
-    for i, stage in enumerate(model.feature_info):  # type: ignore[arg-type, var-annotated]
+    for i, stage in enumerate(model.feature_info):
         stage["reduction"] = max(1, stage["reduction"] // (4 if i else 2))
 
 
@@ -78,14 +80,14 @@ def _register_small(name: str) -> None:
     ) -> nn.Module:
         if kwargs.get("features_only"):
             raise ValueError(f"{PREFIX}{name} cannot be built with features_only")
-        model: nn.Module = build(pretrained=False, **kwargs)
+        model = build(pretrained=False, **kwargs)
         shrink_stem(model)
-        config = resolve_pretrained_cfg(PREFIX + name, pretrained_cfg, pretrained_cfg_overlay).to_dict()
+        config = cast(Any, resolve_pretrained_cfg(PREFIX + name, pretrained_cfg, pretrained_cfg_overlay)).to_dict()
         model.pretrained_cfg = model.default_cfg = config
         if pretrained:
             classes, channels = model.num_classes, model.in_chans
             load_pretrained(model, config, num_classes=classes, in_chans=channels, cache_dir=cache_dir)
-        return model
+        return cast(nn.Module, model)
 
     entry.__name__ = entry.__qualname__ = PREFIX + name
     register_model(entry)

@@ -60,10 +60,10 @@ class DataRecipe(Table):
         default=None, description="Use only so many training images; default: all that are left."
     )
     validation: int | float = Field(
-        default=0.1, ge=0, description="Images to choose by: a number, or a share of the rest."
+        default=0.1, ge=0, description="Images to choose by: a number, or a share of the training pool."
     )
     meta: int | float = Field(
-        default=0, ge=0, description="Images that judge the labels: a number, or a share of the rest."
+        default=0, ge=0, description="Images that judge the labels: a number, or a share of the training pool."
     )
     test: int | float = Field(
         default=0.2,

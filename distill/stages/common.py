@@ -21,16 +21,17 @@ def model_spec(stage: StageRecipe, data: ImageData, table: str) -> ModelSpec:
     Raises:
         ModelError: see `zoo.fit`; the message starts with the recipe's table.
     """
-    channels, height, width = data.source.shape
+    channels, height, width = data.shape
     if height != width:
         raise ModelError(f"{data.source.name}: images are {height} x {width}, expected square ones")
+    return fit_model(stage, table, channels=channels, image_size=height, classes=data.num_classes)
+
+
+def fit_model(stage: StageRecipe, table: str, *, channels: int, image_size: int, classes: int) -> ModelSpec:
+    """`zoo.fit` with errors that name the recipe's table."""
     try:
         return zoo.fit(
-            stage.model,
-            classes=len(data.source.classes),
-            channels=channels,
-            image_size=height,
-            arguments=stage.model_args,
+            stage.model, classes=classes, channels=channels, image_size=image_size, arguments=stage.model_args
         )
     except ModelError as error:
         raise ModelError(f"[{table}] model: {error.message}", cure=error.cure) from error

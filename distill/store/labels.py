@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, model_validator
 from torch import Tensor
 
 from distill.errors import StoreError
 from distill.store.atomic import check_regular, read_json, writable_folder, write_json
-from distill.store.manifest import MANIFEST, Closed, Digest, validated
+from distill.store.manifest import MANIFEST, SCHEMA_VERSION, Closed, Digest, SchemaVersion, validated
 from distill.store.shards import problem_with, problem_with_indices
 from distill.store.tensors import read_tensors, write_tensors
 
@@ -68,13 +68,21 @@ class LearnedLabels:
 class LabelsManifest(Closed):
     """What a folder of learned labels says about itself."""
 
-    schema_version: Literal[1] = 1
+    schema_version: SchemaVersion = SCHEMA_VERSION
     kind: Literal["class", "instance"]
     rows: int = Field(ge=1, le=2**40, description="Rows of the table, N.")
     classes: int = Field(ge=1, le=2**24, description="Classes, C.")
     trajectory: Annotated[tuple[int, ...], Field(strict=False)] = Field(description="Epochs of which tables are kept.")
     labels: Digest = Field(description="The file that holds the tables.")
     origin: JsonValue = Field(description="What the labels belong to.")
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.labels.file != LABELS:
+            raise ValueError(f"the tables' file is {self.labels.file!r}, expected {LABELS!r}")
+        if list(self.trajectory) != sorted(set(self.trajectory)):
+            raise ValueError(f"the trajectory's epochs do not ascend: {self.trajectory}")
+        return self
 
 
 def write_labels(folder: Path, labels: LearnedLabels, origin_facts: JsonValue) -> None:
@@ -125,10 +133,7 @@ def read_labels_manifest(folder: Path) -> LabelsManifest:
     folder = Path(folder)
     if not (folder / MANIFEST).exists():
         raise StoreError(f"{folder}: holds no learned labels: it has no {MANIFEST}", cure=_TRAIN_AGAIN)
-    manifest = validated(folder / MANIFEST, LabelsManifest, read_json(folder / MANIFEST))
-    if manifest.labels.file != LABELS:
-        raise StoreError(f"{folder / MANIFEST}: names {manifest.labels.file!r}, expected {LABELS!r}", cure=_TRAIN_AGAIN)
-    return manifest
+    return validated(folder / MANIFEST, LabelsManifest, read_json(folder / MANIFEST))
 
 
 def read_labels(folder: Path) -> LearnedLabels:
@@ -145,7 +150,8 @@ def read_labels(folder: Path) -> LearnedLabels:
     names = {"labels", "averaged", "indices", "given", "touched"}
     names |= {f"{_TRAJECTORY}{epoch}" for epoch in manifest.trajectory}
     if tensors.keys() != names:
-        raise StoreError(f"{folder / LABELS}: holds {str(sorted(tensors))[:300]}, expected {str(sorted(names))[:300]}")
+        found, expected = str(sorted(tensors))[:300], str(sorted(names))[:300]
+        raise StoreError(f"{folder / LABELS}: holds {found}, expected {expected}", cure=_TRAIN_AGAIN)
     trajectory = {epoch: tensors.pop(f"{_TRAJECTORY}{epoch}") for epoch in manifest.trajectory}
     labels = LearnedLabels(kind=manifest.kind, trajectory=trajectory, **tensors)
     problems = _problems(labels)

@@ -73,7 +73,12 @@ class LogitStore:
         for file in (manifest.indices, *manifest.shards):
             if problem := problem_with(folder, file, content=verify):
                 raise StoreError(problem, cure=f"`distill verify {folder}` names every damaged file. {EXPORT_AGAIN}")
-        return cls(folder, manifest, read_indices(folder, manifest))
+        store = cls(folder, manifest, read_indices(folder, manifest))
+        if verify:
+            # A manifest that was changed by hand still names the right digests; the shards name the plan they are for.
+            for number in range(len(manifest.shards)):
+                store._map(number)
+        return store
 
     @property
     def views(self) -> int:
@@ -115,10 +120,9 @@ class LogitStore:
     def _positions(self, indices: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """Rows [B] of source indices, and the views, as int64 on the CPU."""
         for tensor in (indices, views):
-            if tensor.dim() != 1 or len(tensor) != len(indices) or tensor.is_floating_point() or tensor.is_complex():
-                raise ValueError(
-                    f"expected two vectors of integers, not {tuple(indices.shape)} and {tuple(views.shape)}"
-                )
+            if tensor.dim() != 1 or len(tensor) != len(indices) or tensor.dtype not in _INTEGERS:
+                shapes = f"{tuple(indices.shape)} and {tuple(views.shape)}"
+                raise ValueError(f"expected two vectors of integers, not {indices.dtype}, {views.dtype} {shapes}")
         indices, views = indices.to("cpu", torch.int64), views.to("cpu", torch.int64)
         slots = torch.searchsorted(self._sorted, indices).clamp(max=len(self._sorted) - 1)
         unknown = self._sorted[slots] != indices

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -21,7 +21,7 @@ from distill.store.atomic import canonical, read_json
 MANIFEST = "manifest.json"
 PARTIAL = "partial.json"
 INDICES = "indices.safetensors"
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION = 1
 EXPORT_AGAIN = "Export it again: distill export --teacher RUN"
 
 # A safetensors file is its values and a header; ours are far smaller than this.
@@ -30,6 +30,8 @@ _HEADER_ROOM = 2**16
 Format = Literal["float16", "float32"]
 ITEM_BYTES: dict[str, int] = {"float16": 2, "float32": 4}
 
+# Not Literal[1], which takes true for 1.
+SchemaVersion = Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
 Strings = Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=2**24)]
@@ -95,7 +97,7 @@ class Shard(Digest):
 class Plan(Closed):
     """A store before its logits are there: all that decides the bytes of an export on one installation."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: SchemaVersion = SCHEMA_VERSION
     origin: Origin
     format: Format = Field(description="Type of the stored logits.")
     rows: int = Field(ge=1, le=2**40, description="Images, N.")

@@ -130,7 +130,7 @@ def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener,
         plan.schedule.step_update(number)
         losses = task.step(batch, progress.epoch, number)
         for name, loss in losses.items():
-            sums[name] = sums[name] + loss if name in sums else loss
+            sums[name] = sums[name] + loss.double() if name in sums else loss.double()
         progress.step += 1
         look = progress.step % REPORT_EVERY == 0 or progress.step == plan.steps
         shown = _look(task, plan, progress, losses) if look else {}

@@ -1,4 +1,4 @@
-"""A disk that fills up while something is written: an error that says so; the old file stays; an export goes on later."""
+"""A disk that fills up while something is written: an error that says so, the old file stays, an export goes on."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from distill.errors import StoreError
 from distill.store.logits import LogitStore, LogitWriter, verify_store
 from distill.store.manifest import Origin, Piece, read_manifest
+from distill.store.tensors import write_tensors
 
 Make = Callable[..., LogitWriter]
 
@@ -58,15 +59,15 @@ def test_an_abandoned_export_continues(store: Path, tmp_path: Path, writer: Make
 
 def test_a_killed_export_continues(store: Path, tmp_path: Path, writer: Make, logits: Tensor, origin: Origin) -> None:
     """The process is killed in the middle of its sixth shard; the temporary file stays behind."""
-    torch.save({"indices": LogitStore.open(store).indices, "logits": logits}, tmp_path / "inputs.pt")
+    write_tensors(tmp_path / "inputs", {"indices": LogitStore.open(store).indices, "logits": logits})
     code = """
 import os, signal, sys
 from pathlib import Path
-import torch
 from distill.store.logits import LogitWriter
 from distill.store.manifest import Origin
+from distill.store.tensors import read_tensors
 folder, inputs, origin = sys.argv[1:]
-inputs = torch.load(inputs, weights_only=True)
+inputs = read_tensors(Path(inputs))
 writer = LogitWriter(Path(folder), origin=Origin.model_validate_json(origin), indices=inputs["indices"], classes=3,
                      views=4, format="float16", shard_rows=4)
 real, calls = os.fsync, []
@@ -79,7 +80,7 @@ os.fsync = fsync
 for piece in writer.missing():
     writer.write(piece, inputs["logits"][piece.view, piece.start : piece.stop])
 """
-    command = [sys.executable, "-c", code, tmp_path / "s", tmp_path / "inputs.pt", origin.model_dump_json()]
+    command = [sys.executable, "-c", code, tmp_path / "s", tmp_path / "inputs", origin.model_dump_json()]
     assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
     assert len(list((tmp_path / "s").glob(".*.tmp"))) == 1
     again = writer(tmp_path / "s")

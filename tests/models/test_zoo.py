@@ -1,0 +1,230 @@
+import datetime
+import json
+import time
+
+import huggingface_hub
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from distill.errors import ModelError
+from distill.models import weights, zoo
+
+
+def _fit(name: str, side: int = 32, channels: int = 3, **arguments: object) -> zoo.ModelSpec:
+    return zoo.fit(name, classes=10, channels=channels, image_size=side, arguments=arguments)
+
+
+def _ours(spec: zoo.ModelSpec) -> dict[str, object]:
+    return {k: v for k, v in spec.arguments.items() if k not in ("num_classes", "in_chans")}
+
+
+FITS = [
+    ("resnet8x4", 8, "resnet8x4", {}),
+    ("resnet8x4", 224, "resnet8x4", {}),
+    ("vgg8", 28, "vgg8", {}),
+    ("resnet10t", 8, "small_resnet10t", {"output_stride": 16}),
+    ("resnet10t", 28, "small_resnet10t", {}),
+    ("resnet10t", 96, "small_resnet10t", {}),
+    ("resnet10t", 224, "resnet10t", {}),
+    ("resnet18.a1_in1k", 32, "small_resnet18", {}),
+    ("resnet18.a1_in1k", 224, "resnet18.a1_in1k", {}),
+    ("test_vit", 8, "test_vit", {"img_size": 8, "patch_size": 1}),
+    ("test_vit", 28, "test_vit", {"img_size": 28, "patch_size": 4}),
+    ("test_vit", 32, "test_vit", {"img_size": 32, "patch_size": 4}),
+    ("test_vit", 64, "test_vit", {"img_size": 64, "patch_size": 8}),
+    ("test_vit", 96, "test_vit", {"img_size": 96, "patch_size": 12}),
+    ("test_vit", 224, "test_vit", {"img_size": 224}),
+    ("deit_tiny_distilled_patch16_224", 32, "deit_tiny_distilled_patch16_224", {"img_size": 32, "patch_size": 4}),
+    ("mixer_s32_224", 224, "mixer_s32_224", {"img_size": 224}),
+    ("test_convnext", 32, "test_convnext", {"patch_size": 1}),
+    ("test_convnext", 224, "test_convnext", {}),
+    ("test_efficientnet", 8, "enlarged", {"base": "test_efficientnet", "size": 32, "output_stride": 16}),
+    ("test_efficientnet", 32, "test_efficientnet", {"output_stride": 16}),
+    ("test_efficientnet", 64, "test_efficientnet", {}),
+    ("swin_tiny_patch4_window7_224", 32, "swin_tiny_patch4_window7_224", {"img_size": 32, "patch_size": 2}),
+    ("test_nfnet", 28, "test_nfnet", {"output_stride": 16}),
+    ("vgg11", 32, "enlarged", {"base": "vgg11", "size": 64}),
+    ("test_maxvit", 32, "enlarged", {"base": "test_maxvit", "size": 64, "img_size": 64}),
+]
+
+
+@pytest.mark.parametrize(("name", "side", "architecture", "arguments"), FITS)
+def test_what_is_fitted(name: str, side: int, architecture: str, arguments: dict[str, object]) -> None:
+    for channels in (1, 3) if side == 32 else (1,):
+        spec = _fit(name, side, channels)
+        assert (spec.architecture, _ours(spec)) == (architecture, arguments)
+        assert (spec.name, spec.image_size, spec.channels, spec.classes) == (name, side, channels, 10)
+        assert json.loads(json.dumps(spec.arguments)) == spec.arguments
+
+
+TRAINABLE = [
+    ("resnet8", 8),
+    ("resnet10t", 8),
+    ("test_vit", 28),
+    ("test_convnext", 28),
+    ("test_efficientnet", 8),
+    ("test_mambaout", 32),
+    ("test_byobnet", 32),
+    ("mobilenetv3_small_050", 32),
+    ("regnetx_002", 32),
+    ("test_maxvit", 8),
+]
+
+
+@pytest.mark.parametrize(("name", "side"), TRAINABLE)
+def test_a_fitted_model_trains(name: str, side: int) -> None:
+    model = zoo.create(_fit(name, side, channels=1)).train()
+    logits = model(torch.randn(4, 1, side, side))
+    assert logits.shape == (4, 10)
+    logits.square().mean().backward()
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_fitting_leaves_the_random_state_and_repeats_itself() -> None:
+    before = torch.get_rng_state()
+    first, second = _fit("test_vit"), _fit("test_vit")
+    zoo.parameter_count(first)
+    assert torch.equal(before, torch.get_rng_state())
+    assert first == second
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    spec = _fit("resnet10t")
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        states.append(zoo.create(spec).state_dict())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+
+
+def test_parameter_count() -> None:
+    spec = zoo.fit("resnet18", classes=100, channels=3, image_size=32)
+    assert zoo.parameter_count(spec) == 11_220_132
+    spec = _fit("test_vit", channels=1)
+    assert zoo.parameter_count(spec) == sum(p.numel() for p in zoo.create(spec).parameters())
+
+
+def test_a_huge_model_costs_no_memory() -> None:
+    spec = _fit("vit_huge_patch14_224", 224)
+    assert zoo.parameter_count(spec) > 600_000_000
+
+
+def test_user_arguments_go_first() -> None:
+    assert _ours(_fit("test_vit", patch_size=8)) == {"img_size": 32, "patch_size": 8}
+    assert _ours(_fit("resnet10t", output_stride=8)) == {"output_stride": 8}
+    assert _ours(_fit("test_convnext", drop_path_rate=0.1))["drop_path_rate"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"wrong": 1}, "wrong"),
+        ({"img_size": 30}, "does not take 3 x 32 x 32 images"),
+        ({"depth": "many"}, "cannot be built"),
+        ({"global_pool": ""}, "does not take"),
+        ({"num_classes": 7}, "the data decide"),
+        ({"checkpoint_path": "weights.pth"}, "weights come from"),
+        ({"pretrained_cfg": {"file": "weights.pth"}}, "weights come from"),
+        ({"features_only": True}, "a classifier is needed"),
+        ({"when": datetime.date(2020, 1, 1)}, "cannot be written"),
+        ({"drop_rate": float("nan")}, "cannot be written"),
+    ],
+)
+def test_wrong_arguments(arguments: dict[str, object], told: str) -> None:
+    with pytest.raises(ModelError, match=told):
+        _fit("test_vit", **arguments)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("resnet8x5", "resnet8x4"),
+        ("ResNet18", "resnet18"),
+        ("zzzzzzzz", "distill list models"),
+        ("", "distill list models"),
+        ("local-dir:/tmp/x", "neither"),
+        ("../resnet18", "neither"),
+        ("enlarged", "neither"),
+        ("resnet18.nope", "a1_in1k"),
+        ("resnet8.nope", "Its tags are: none"),
+    ],
+)
+def test_unknown_names(name: str, told: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        _fit(name)
+    assert told in str(caught.value)
+
+
+def test_a_deprecated_name_is_brought_up_to_date() -> None:
+    assert _fit("vit_tiny_patch16_224_in21k").architecture == "vit_tiny_patch16_224.augreg_in21k"
+
+
+def test_impossible_numbers() -> None:
+    for numbers in ({"classes": 1}, {"channels": 0}, {"image_size": 0}):
+        with pytest.raises(ModelError, match="cannot be fitted"):
+            zoo.fit("resnet8", **{"classes": 10, "channels": 3, "image_size": 32, **numbers})
+
+
+def test_list_models() -> None:
+    assert {"resnet8x4", "vgg13_cifar", "small_resnet18", "resnet18"} <= set(zoo.list_models())
+    assert zoo.list_models("wrn_16*") == ["wrn_16_1", "wrn_16_2"]
+    assert "enlarged" not in zoo.list_models()
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize(
+    ("name", "side", "told"),
+    [
+        ("test_vit", 160, "HF_HUB_OFFLINE"),
+        ("resnet10t", 32, "above 96 pixels"),
+        ("resnet8x4", 32, "no pretrained weights of resnet8x4"),
+        ("test_mambaout", 32, "HF_HUB_OFFLINE"),
+    ],
+)
+def test_pretrained_weights_out_of_reach(name: str, side: int, told: str) -> None:
+    spec, start = _fit(name, side), time.monotonic()
+    with pytest.raises(ModelError, match=told):
+        zoo.create(spec, pretrained=True)
+    assert time.monotonic() - start < 5
+
+
+def test_no_name_service_is_an_error_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    def fail(*_: object) -> None:
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(weights.urllib.request, "getproxies", dict)
+    monkeypatch.setattr(weights.socket, "getaddrinfo", fail)
+    with pytest.raises(ModelError, match="cannot be found"):
+        zoo.create(_fit("test_vit", 160), pretrained=True)
+
+
+@pytest.mark.parametrize(("name", "side"), [("test_vit", 160), ("test_vit", 32), ("test_mambaout", 32)])
+def test_pretrained_weights_from_the_cache(
+    name: str, side: int, monkeypatch: pytest.MonkeyPatch, tmp_path: object
+) -> None:
+    donor, file = timm.create_model(name), f"{tmp_path}/model.safetensors"
+    safetensors.torch.save_file(donor.state_dict(), file)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: file)
+    model = zoo.create(_fit(name, side, channels=1), pretrained=True)
+    body = getattr(model, "body", model)
+    key = "blocks.0.mlp.fc1.weight" if name == "test_vit" else "stages.0.blocks.0.fc1.weight"
+    assert torch.equal(body.state_dict()[key], donor.state_dict()[key])
+    assert model(torch.randn(2, 1, side, side)).shape == (2, 10)
+
+
+def test_pretrained_weights_of_something_else(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+    file = f"{tmp_path}/model.safetensors"
+    safetensors.torch.save_file({"stem.conv1.weight": torch.zeros(2)}, file)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: file)
+    with pytest.raises(ModelError, match="do not fit"):
+        zoo.create(_fit("test_vit", 160), pretrained=True)

@@ -1,0 +1,158 @@
+"""A stage that was stopped anywhere ends with the same bits as one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from distill.errors import StoreError, UserError
+from distill.recipe.load import dump_recipe
+from distill.stages.export import export_teacher
+from distill.stages.pipeline import run_pipeline, run_teacher
+from distill.stages.student import train_student
+from distill.stages.teacher import train_teacher
+from distill.store.tensors import read_tensors
+from distill.training.events import Event, EpochDone, ExportProgress, StageSkipped, StepDone
+from distill.training.interrupt import Interrupted
+
+
+def ignore(event: Event) -> None:
+    pass
+
+
+class StopAt:
+    """A listener that presses Ctrl-C when a step, or an export's batch, is reached."""
+
+    def __init__(self, stage: str, epoch: int, step: int) -> None:
+        self.at = (stage, epoch, step)
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, StepDone) and (event.stage, event.epoch, event.step) == self.at:
+            os.kill(os.getpid(), signal.SIGINT)
+        if isinstance(event, ExportProgress) and self.at[0] == "export" and event.done >= self.at[2]:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def same(a: Path, b: Path) -> bool:
+    left, right = read_tensors(a), read_tensors(b)
+    return left.keys() == right.keys() and all(torch.equal(t, right[name]) for name, t in left.items())
+
+
+@pytest.mark.parametrize(("meta", "mean"), [("held-out", 0.5), ("next-batch", 0.0)])
+@pytest.mark.parametrize(("epoch", "step"), [(0, 2), (1, 4), (2, 1)])
+def test_an_interrupted_teacher_ends_with_the_same_bits(tiny, tmp_path, meta, mean, epoch, step) -> None:
+    labels = (f"teacher.labels.meta={meta}", f"teacher.labels.meta_gradient_mean={mean}", "teacher.labels.momentum=0.5")
+    whole = train_teacher(tiny("name=whole", *labels), ignore)
+    recipe = tiny("name=stopped", *labels)
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        train_teacher(recipe, StopAt("teacher", epoch, step))
+    stopped = train_teacher(recipe, ignore)
+    assert same(whole.folder / "model.safetensors", stopped.folder / "model.safetensors")
+    assert same(whole.folder / "best.safetensors", stopped.folder / "best.safetensors")
+    assert same(whole.folder / "labels/labels.safetensors", stopped.folder / "labels/labels.safetensors")
+    numbers = [{k: v for k, v in run.record.stages["teacher"].metrics.items()} for run in (whole, stopped)]
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-9)
+    epochs = [line for line in (stopped.folder / "metrics.jsonl").read_text().splitlines() if '"epoch"' in line]
+    assert sum('"event": "epoch"' in line or '"event":"epoch"' in line for line in epochs) == 3
+
+
+def test_an_interrupted_student_ends_with_the_same_bits(tiny) -> None:
+    recipe = tiny()
+    teacher = run_teacher(recipe, ignore)
+    with pytest.raises(Interrupted):
+        train_student(teacher, recipe, StopAt("student", 1, 2))
+    stopped = train_student(teacher, recipe, ignore)
+    again = run_pipeline(tiny("name=again"), ignore)[1]
+    assert same(stopped.folder / "model.safetensors", again.folder / "model.safetensors")
+
+
+def test_an_interrupted_export_keeps_what_was_finished(tiny) -> None:
+    recipe = tiny("export.batch_size=50")
+    run = train_teacher(recipe, ignore)
+    with pytest.raises(Interrupted):
+        export_teacher(run, recipe, StopAt("export", 0, 350))
+    kept = {p.name: p.stat().st_mtime_ns for p in (run.folder / "logits").glob("view*")}
+    assert kept
+    export_teacher(run, recipe, ignore)
+    assert all((run.folder / "logits" / name).stat().st_mtime_ns == made for name, made in kept.items())
+    other = run_teacher(tiny("name=other"), ignore)
+    for path in sorted((other.folder / "logits").glob("view*")):
+        assert same(path, run.folder / "logits" / path.name)
+
+
+def test_a_killed_teacher_goes_on(tiny, tmp_path) -> None:
+    """SIGKILL, from outside, while the command line is training."""
+    recipe = tiny("teacher.epochs=6", "name=killed")
+    path = tmp_path / "killed.toml"
+    path.write_text(dump_recipe(recipe))
+    command = [sys.executable, "-m", "distill", "teacher", str(path), "--no-export"]
+    state = tmp_path / "killed/state/teacher.safetensors"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 60
+        while not state.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.kill()
+    resumed = train_teacher(recipe, ignore)
+    whole = train_teacher(tiny("teacher.epochs=6", "name=whole"), ignore)
+    assert same(whole.folder / "model.safetensors", resumed.folder / "model.safetensors")
+
+
+def test_finished_stages_are_skipped(tiny) -> None:
+    recipe = tiny()
+    run_pipeline(recipe, ignore)
+    seen: list[Event] = []
+    run_pipeline(recipe, seen.append)
+    assert [event.stage for event in seen if isinstance(event, StageSkipped)] == ["teacher", "export", "student"]
+    assert not any(isinstance(event, EpochDone) for event in seen)
+
+
+def test_a_missing_or_changed_file_is_made_again(tiny) -> None:
+    recipe = tiny()
+    teacher, _ = run_pipeline(recipe, ignore)
+    (teacher.folder / "model.safetensors").unlink()
+    seen: list[Event] = []
+    again, _ = run_pipeline(recipe, seen.append)
+    assert [event.stage for event in seen if isinstance(event, StageSkipped)] == ["export", "student"]
+    assert again.record.stages["teacher"].files == teacher.record.stages["teacher"].files
+
+
+def test_another_recipe_does_not_overwrite_a_run(tiny) -> None:
+    train_teacher(tiny(), ignore)
+    with pytest.raises(UserError, match=r"teacher.epochs: 3 -> 4"):
+        train_teacher(tiny("teacher.epochs=4"), ignore)
+
+
+def test_other_views_are_exported_anew(tiny) -> None:
+    recipe = tiny()
+    run = run_teacher(recipe, ignore)
+    export_teacher(run, tiny("views.count=2"), ignore)
+    assert len(list((run.folder / "logits").glob("view*"))) == 2 * 3
+    with pytest.raises(UserError, match="view"):
+        train_student(run, recipe, ignore)
+
+
+def test_a_damaged_state_is_named_and_nothing_is_lost(tiny) -> None:
+    recipe = tiny()
+    with pytest.raises(Interrupted):
+        train_teacher(recipe, StopAt("teacher", 1, 1))
+    state = Path(recipe.checkpoints) / "tiny/state/teacher.safetensors"
+    state.write_bytes(state.read_bytes()[:-100])
+    with pytest.raises(StoreError, match=r"state/teacher\.safetensors"):
+        train_teacher(recipe, ignore)
+    state.unlink()
+    train_teacher(recipe, ignore)
+
+
+def test_two_processes_do_not_share_a_run(tiny) -> None:
+    from distill.report.runs import locked
+
+    recipe = tiny()
+    with locked(Path(recipe.checkpoints) / recipe.name), pytest.raises(UserError, match="another process"):
+        train_teacher(recipe, ignore)
