@@ -12,6 +12,7 @@ import distill.report
 
 LIGHT = [
     "distill",
+    "distill.cli",
     "distill.errors",
     "distill.recipe.schema",
     "distill.recipe.fields",

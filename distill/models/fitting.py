@@ -3,6 +3,7 @@
 A network made for 224 pixels shrinks a 32-pixel image to a single position, where convolutions see only padding. The
 candidates are tried from the cheapest on; the first whose last feature map keeps 2x2 positions (a plain vision
 transformer: 7x7 patches) is taken. Meta tensors have shapes but no memory, so that a trial of a huge model is cheap.
+The one that is taken runs once with real numbers.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,8 +35,14 @@ ENOUGH_PATCHES = 49
 LARGEST_GRID = 32
 """Patches a side, at most, that a smaller patch may lead to: attention costs the fourth power of it."""
 
-# A trial outside the meta device, where meta has no kernel, only for what fits into any machine's memory.
-_REAL_TRIAL_PARAMETERS = 200_000_000
+# An error message that fits on a screen.
+_TRIALS_TOLD = 4
+
+# Whoever gives one of these has decided how coarse the network is to be.
+_GEOMETRY = {"img_size", "patch_size", "output_stride"}
+
+# A trial with real numbers only for what fits into any machine's memory.
+_REAL_TRIAL_PARAMETERS = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,8 @@ class Trial:
     wanted: int = ENOUGH_POSITIONS
     """How many positions make costlier candidates needless."""
 
+    parameters: int = 0
+
     @property
     def enough(self) -> bool:
         """Whether it ran, and no costlier candidate need be tried."""
@@ -98,14 +107,16 @@ def search(request: Request) -> Trial:
         if key in seen:
             continue
         seen.add(key)
-        trials.append(_attempt(architecture, arguments, request))
+        trial = _attempt(architecture, arguments, request)
+        trials.append(_confirm(trial, request) if trial.enough else trial)
         if trials[-1].enough:
             return trials[-1]
     working = [trial for trial in trials if not trial.failure]
-    if not working:
-        _check_given(request, common)
-        raise _nothing_fits(request, trials, common)
-    return max(working, key=lambda trial: trial.positions)
+    for trial in sorted(working, key=lambda trial: -trial.positions):
+        if not _confirm(trial, request).failure:
+            return trial
+    _check_given(request, common)
+    raise _nothing_fits(request, trials, common)
 
 
 def _check_given(request: Request, common: Mapping[str, Json]) -> None:
@@ -132,10 +143,7 @@ def _candidates(request: Request, trials: list[Trial]) -> Iterator[tuple[str, di
     sized: dict[str, Json] = {} if trials[0].rejected else {"img_size": size}
     if trials[0].failure:
         # timm would hand over the native size silently; said aloud, the saved model does not depend on that.
-        yield (
-            request.name,
-            {"img_size": request.native_size} if request.size_is_fixed and not trials[0].rejected else {},
-        )
+        yield request.name, {"img_size": request.native_size} if request.size_is_fixed and sized else {}
     smaller = min((trials[-1].patch or 4) - 1, size // 2)
     for patch in range(smaller, 0, -1):
         if size % patch == 0 and size // patch <= LARGEST_GRID:
@@ -164,14 +172,14 @@ def _attempt(architecture: str, arguments: dict[str, Json], request: Request) ->
         rejected = isinstance(error, TypeError)
         return Trial(architecture, arguments, failure=_reason(error), rejected=rejected)
     inner, side = (model.body, model.size) if isinstance(model, Enlarged) else (model, request.image_size)
-    patch = _patch_size(inner)
+    patch, parameters = _patch_size(inner), sum(p.numel() for p in model.parameters())
     try:
         try:
             positions = _run(model, request, "meta")
         except Exception as error:  # a shape that does not fit, or an operation that meta tensors do not have
             if not isinstance(error, NotImplementedError) and "meta" not in str(error).lower():
                 raise
-            if sum(p.numel() for p in model.parameters()) > _REAL_TRIAL_PARAMETERS:
+            if parameters > _REAL_TRIAL_PARAMETERS:
                 raise
             positions = _run(_build(architecture, arguments, "cpu"), request, "cpu")
     except Exception as error:  # the model does not take images of this size
@@ -179,7 +187,23 @@ def _attempt(architecture: str, arguments: dict[str, Json], request: Request) ->
     # As many positions as patches: it never pools, so that coarse patches are coarse from the first layer on.
     plain = patch is not None and patch > 1 and positions == (side // patch) ** 2
     wanted = ENOUGH_PATCHES if plain else ENOUGH_POSITIONS
-    return Trial(architecture, arguments, patch=patch, positions=positions, wanted=wanted)
+    if _GEOMETRY & request.given.keys():
+        wanted = 1
+    return Trial(architecture, arguments, patch=patch, positions=positions, wanted=wanted, parameters=parameters)
+
+
+def _confirm(trial: Trial, request: Request) -> Trial:
+    """Once more with real numbers, where the model is not huge and the images are not of its own size.
+
+    Meta tensors hold no values, so that an index beyond a table (the relative positions of MViT at odd sizes) passes.
+    """
+    if request.image_size == request.native_size or trial.parameters > _REAL_TRIAL_PARAMETERS:
+        return trial
+    try:
+        _run(_build(trial.architecture, trial.arguments, "cpu"), request, "cpu")
+    except Exception as error:  # the model does not take images of this size
+        return replace(trial, failure=_reason(error))
+    return trial
 
 
 def _build(architecture: str, arguments: Mapping[str, Json], device: str) -> nn.Module:
@@ -188,7 +212,7 @@ def _build(architecture: str, arguments: Mapping[str, Json], device: str) -> nn.
 
 
 def _run(model: nn.Module, request: Request, device: str) -> int:
-    """One forward and backward pass in train mode; the positions of the last feature map."""
+    """One forward pass in train mode; the positions of the last feature map."""
     features: list[Any] = []
     inner = model.body if isinstance(model, Enlarged) else model
     forward_features = getattr(inner, "forward_features", None)
@@ -201,14 +225,13 @@ def _run(model: nn.Module, request: Request, device: str) -> int:
         inner.forward_features = record  # type: ignore[assignment]
     model.train()
     shape = (2, request.channels, request.image_size, request.image_size)
-    with quiet(), torch.random.fork_rng(devices=[]), torch.device(device), torch.enable_grad():
+    with quiet(), torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
         logits = model(torch.zeros(shape))
         expected = (2, request.classes)
         if not isinstance(logits, Tensor):
             raise ModelError(f"in train mode it gives a {type(logits).__name__}, not one tensor of logits")
         if tuple(logits.shape) != expected:
             raise ModelError(f"it gives logits of shape {tuple(logits.shape)}, expected {expected}")
-        torch.autograd.backward(logits.sum())
     return _positions(inner, features[-1]) if features else ENOUGH_POSITIONS
 
 
@@ -255,7 +278,11 @@ def _nothing_fits(request: Request, trials: list[Trial], common: Mapping[str, Js
         ours = {k: v for k, v in trial.arguments.items() if k not in common}
         return f"{trial.architecture} with {ours}: {trial.failure}"
 
-    tried = "\n    ".join(told(trial) for trial in trials if not trial.rejected) or told(trials[0])
+    ran = [trial for trial in trials if not trial.rejected] or trials
+    shown = [told(trial) for trial in ran[:_TRIALS_TOLD]]
+    if len(ran) > _TRIALS_TOLD:
+        shown.append(f"and {len(ran) - _TRIALS_TOLD} more ways")
+    tried = "\n    ".join(shown)
     size = request.image_size
     return ModelError(
         f"model {request.name!r} does not take {request.channels} x {size} x {size} images; tried\n    {tried}",

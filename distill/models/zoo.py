@@ -33,8 +33,8 @@ def fit(
 ) -> ModelSpec:
     """Finds how to build a model so that it takes [B, channels, image_size, image_size] and gives logits [B, C].
 
-    No weights are made: the trials run on the meta device. The result depends on nothing but the arguments and the
-    version of timm. The global random state is left as it was.
+    The trials run on the meta device, and what was found once on the CPU unless it is huge. The result depends on
+    nothing but the arguments and the version of timm. The global random state is left as it was.
 
     Args:
         name: a timm model, with or without a tag of pretrained weights, or one of ours.

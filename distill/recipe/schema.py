@@ -193,7 +193,7 @@ class StudentRecipe(StageRecipe):
 
     model: str = Field(default="resnet8", description="A timm model or one of the KD literature's CIFAR nets.")
     seed: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Seed of the student's weights and order; default: the recipe's."
+        default=None, description="Seed of the student's weights and order; default: the recipe's."
     )
     optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe, description="Optimiser and schedule.")
     loss: LossRecipe = Field(default_factory=LossRecipe, description="The distillation loss.")

@@ -110,9 +110,11 @@ class LogitStore:
         shards = views * self.manifest.shards_per_view + positions // self.manifest.shard_rows
         within = positions % self.manifest.shard_rows
         numbers, counts = torch.unique_consecutive(shards[order], return_counts=True)
+        # Mapped before anything large is allocated: a map made in between would pin the gap that a batch leaves behind.
+        maps = [self._map(number) for number in numbers.tolist()]
         logits = torch.empty(len(order), self.classes)
-        for number, chosen in zip(numbers.tolist(), torch.split(order, counts.tolist()), strict=False):
-            logits[chosen] = self._map(number)[within[chosen]].float()
+        for values, chosen in zip(maps, torch.split(order, counts.tolist()), strict=False):
+            logits[chosen] = values[within[chosen]].float()
         if len(logits) and not torch.isfinite(torch.stack(logits.aminmax())).all():
             raise StoreError(f"{self.folder}: holds values that are NaN or infinite", cure=EXPORT_AGAIN)
         return logits

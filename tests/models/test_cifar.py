@@ -52,8 +52,8 @@ def test_resnet20_by_hand() -> None:
     assert 27 * 16 + 32 + stages + 64 * 100 + 100 == PARAMETERS["resnet20"]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("side", [8, 28, 32, 64])
+@pytest.mark.parametrize("name", ["resnet8", "resnet8x4", "wrn_16_1", "vgg8", "vgg13_cifar"])
+@pytest.mark.parametrize("side", [8, 28, 32, 64, 224])
 def test_any_image_size(name: str, side: int) -> None:
     model = _on_meta(name, num_classes=7, in_chans=1)
     features = model.forward_features(torch.empty(2, 1, side, side, device="meta"))

@@ -39,7 +39,6 @@ def _save(model: nn.Module, spec: zoo.ModelSpec, folder: Path, channels: int) ->
         ("test_vit", 32),
         ("test_convnext", 32),
         ("test_mambaout", 32),
-        ("crossvit_tiny_240.in1k", 32),
     ],
 )
 def test_timm_reads_it_back(name: str, side: int, channels: int, tmp_path: Path) -> None:
@@ -53,6 +52,16 @@ def test_timm_reads_it_back(name: str, side: int, channels: int, tmp_path: Path)
     config = timm.data.resolve_model_data_config(loaded)
     assert tuple(config["input_size"]) == (channels, side, side)
     assert tuple(config["mean"]) == (0.5,) * channels
+
+
+def test_a_fixed_size_that_is_not_the_images(tmp_path: Path) -> None:
+    """CrossViT resizes on its own: timm must not be led to build it for the images' size."""
+    spec, model = _trained("crossvit_tiny_240.in1k", 32, 1)
+    _save(model, spec, tmp_path, 1)
+    loaded = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    x = torch.randn(2, 1, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), loaded(x))
 
 
 def test_user_arguments_are_kept(tmp_path: Path) -> None:
