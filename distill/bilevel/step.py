@@ -169,9 +169,10 @@ class LabelStep:
         """The running mean."""
         return {"mean": dict(self.mean), "updates": self.updates}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
         """The inverse of `state_dict`."""
-        self.mean, self.updates = dict(state["mean"]), int(state["updates"])
+        self.mean = laid_out_like_parameters(state["mean"], model)
+        self.updates = int(state["updates"])
 
 
 class HeldOutStep:
@@ -218,7 +219,7 @@ class HeldOutStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.label_step.load_state_dict(state["label_step"])
+        self.label_step.load_state_dict(state["label_step"], self.training.model)
 
     def check(self) -> None:
         """See `Step`."""
@@ -280,13 +281,14 @@ class NextBatchStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
-        self.label_step.load_state_dict(state["label_step"])
+        self.label_step.load_state_dict(state["label_step"], self.training.model)
         if state["pending"] is None:
             self.pending = None
             return
         kept = dict(state["pending"])
         indices, given, rules = kept.pop("indices"), kept.pop("given"), kept.pop("rules")
         look_ahead = LookAhead({name: SGDRule(**rule) for name, rule in rules.items()})
+        kept["theta"] = laid_out_like_parameters(kept["theta"], self.training.model)
         self.pending = Pending(InnerStep(look_ahead=look_ahead, **kept), indices, given)
 
     def check(self) -> None:
@@ -301,3 +303,12 @@ def meta_gradient(meta_loss: Tensor, model: nn.Module, *, retain_graph: bool) ->
         meta_loss, list(parameters.values()), retain_graph=retain_graph, allow_unused=True
     )
     return {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
+
+
+def laid_out_like_parameters(tensors: Tensors, model: nn.Module) -> Tensors:
+    """Copies by parameter name, in each parameter's memory format.
+
+    A file keeps no memory format, and sums taken in another order round differently.
+    """
+    live = lookahead.trained_parameters(model)
+    return {name: torch.empty_like(live[name], requires_grad=False).copy_(t) for name, t in tensors.items()}

@@ -85,6 +85,7 @@ class Trial:
     """How many positions make costlier candidates needless."""
 
     parameters: int = 0
+    """How many numbers the model has."""
 
     @property
     def enough(self) -> bool:

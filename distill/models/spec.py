@@ -11,9 +11,8 @@ from typing import Any, TypeAlias
 import timm
 from timm.models import get_deprecated_models, get_pretrained_cfg, is_model
 
-# The networks of our own are in timm's registry from here on.
 from distill.errors import ModelError
-from distill.models import cifar as _cifar  # noqa: F401
+from distill.models import cifar as _cifar  # noqa: F401  (registers its networks in timm)
 from distill.models import small
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"

@@ -37,6 +37,11 @@ def fit_model(stage: StageRecipe, table: str, *, channels: int, image_size: int,
         raise ModelError(f"[{table}] model: {error.message}", cure=error.cure) from error
 
 
+def memory_format(stage: StageRecipe) -> torch.memory_format:
+    """How the stage's weights lie in memory."""
+    return torch.channels_last if stage.channels_last else torch.preserve_format
+
+
 def evaluator(
     data: ImageData, device: torch.device, batch_size: int
 ) -> Callable[[nn.Module], tuple[Scores, Scores]]:

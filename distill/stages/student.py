@@ -20,7 +20,7 @@ from distill.recipe.digest import student_digest
 from distill.recipe.schema import Recipe
 from distill.report.runs import RECORD, Run, host, locked, make_run, open_run
 from distill.seeding import derive, seeded
-from distill.stages.common import evaluator, model_spec
+from distill.stages.common import evaluator, memory_format, model_spec
 from distill.stages.export import STORE, origin_of, selected_weights
 from distill.store.atomic import sha256_of
 from distill.store.logits import LogitStore
@@ -108,7 +108,7 @@ class StudentTask:
         self.spec = model_spec(student, data, "student")
         with seeded(torch.device("cpu"), derive(self.seed, "student-weights")):
             self.model: nn.Module = zoo.create(self.spec, pretrained=student.pretrained)
-        self.model.to(device).train()
+        self.model.to(device, memory_format=memory_format(student)).train()
         self.optimizer = build_optimizer(self.model, student.optimizer, "student.optimizer")
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:

@@ -21,7 +21,7 @@ from distill.recipe.digest import differences, teacher_digest
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
 from distill.report.runs import RECORD, Run, host, locked, make_run, open_run
 from distill.seeding import derive, generator, seeded
-from distill.stages.common import evaluator, model_spec
+from distill.stages.common import evaluator, memory_format, model_spec
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import save_weights
 from distill.store.labels import LearnedLabels, write_labels
@@ -86,7 +86,7 @@ class TeacherTask:
         self.spec = model_spec(teacher, data, "teacher")
         with seeded(torch.device("cpu"), derive(recipe.seed, "teacher-weights")):
             self.model: nn.Module = zoo.create(self.spec, pretrained=teacher.pretrained)
-        self.model.to(device).train()
+        self.model.to(device, memory_format=memory_format(teacher)).train()
         self.optimizer = build_optimizer(self.model, teacher.optimizer, "teacher.optimizer")
         self.rule = _label_rule(teacher.labels, data, self.rows, self.epochs, device)
         training = Training(

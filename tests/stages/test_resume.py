@@ -45,10 +45,17 @@ def same(a: Path, b: Path) -> bool:
     return left.keys() == right.keys() and all(torch.equal(t, right[name]) for name, t in left.items())
 
 
-@pytest.mark.parametrize(("meta", "mean"), [("held-out", 0.5), ("next-batch", 0.0)])
+@pytest.mark.parametrize(
+    ("meta", "mean", "channels_last"), [("held-out", 0.5, "false"), ("next-batch", 0.0, "false"), ("next-batch", 0.5, "true")]
+)
 @pytest.mark.parametrize(("epoch", "step"), [(0, 2), (1, 4), (2, 1)])
-def test_an_interrupted_teacher_ends_with_the_same_bits(tiny, tmp_path, meta, mean, epoch, step) -> None:
-    labels = (f"teacher.labels.meta={meta}", f"teacher.labels.meta_gradient_mean={mean}", "teacher.labels.momentum=0.5")
+def test_an_interrupted_teacher_ends_with_the_same_bits(tiny, meta, mean, channels_last, epoch, step) -> None:
+    labels = (
+        f"teacher.labels.meta={meta}",
+        f"teacher.labels.meta_gradient_mean={mean}",
+        f"teacher.channels_last={channels_last}",
+        "teacher.labels.momentum=0.5",
+    )
     whole = train_teacher(tiny("name=whole", *labels), ignore)
     recipe = tiny("name=stopped", *labels)
     with pytest.raises(Interrupted, match="the same command goes on"):
@@ -57,8 +64,8 @@ def test_an_interrupted_teacher_ends_with_the_same_bits(tiny, tmp_path, meta, me
     assert same(whole.folder / "model.safetensors", stopped.folder / "model.safetensors")
     assert same(whole.folder / "best.safetensors", stopped.folder / "best.safetensors")
     assert same(whole.folder / "labels/labels.safetensors", stopped.folder / "labels/labels.safetensors")
-    numbers = [{k: v for k, v in run.record.stages["teacher"].metrics.items()} for run in (whole, stopped)]
-    assert numbers[0] == pytest.approx(numbers[1], rel=1e-9)
+    metrics = [dict(run.record.stages["teacher"].metrics) for run in (whole, stopped)]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-9)
     epochs = [line for line in (stopped.folder / "metrics.jsonl").read_text().splitlines() if '"epoch"' in line]
     assert sum('"event": "epoch"' in line or '"event":"epoch"' in line for line in epochs) == 3
 
