@@ -42,7 +42,8 @@ class FiniteDifference:
             slope = (ahead - behind) / (2 * eps)
         else:
             slope = (ahead - inner.log_probabilities) / eps
-        return -slope / inner.images.shape[0]
+        gradient: Tensor = -slope / inner.images.shape[0]
+        return gradient
 
     def _log_probabilities(self, model: nn.Module, inner: InnerStep, direction: Tensors, eps: Tensor) -> Tensor:
         names = list(direction)

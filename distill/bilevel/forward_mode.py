@@ -32,16 +32,15 @@ class ForwardMode:
         with torch.no_grad(), forward_ad.dual_level(), hygiene.math_attention(), warnings.catch_warnings():
             # torch's own forward-mode rules are compiled on first use by a function that torch has deprecated.
             warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
-            duals = {
-                name: forward_ad.make_dual(t, direction[name]) if name in direction else t
-                for name, t in inner.theta.items()
-            }
+            duals = {name: _dual(t, direction[name]) if name in direction else t for name, t in inner.theta.items()}
             try:
                 logits = hygiene.silent_forward(model, duals, inner.images, seed=inner.seed, precision=inner.precision)
-                tangent = forward_ad.unpack_dual(torch.log_softmax(_wide(logits), dim=-1)).tangent
+                tangent = _tangent(torch.log_softmax(_wide(logits), dim=-1))
             except (NotImplementedError, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0]
-                raise BilevelError(f"forward-mode: this model cannot be differentiated: {reason}", cure=_CURE) from error
+                raise BilevelError(
+                    f"forward-mode: this model cannot be differentiated: {reason}", cure=_CURE
+                ) from error
         if tangent is None:
             raise BilevelError(
                 "forward-mode: the derivative was lost on the way (inference mode, a compiled model, or a function "
@@ -49,6 +48,16 @@ class ForwardMode:
                 cure=_CURE,
             )
         return -tangent / inner.images.shape[0]
+
+
+def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
+    dual: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
+    return dual
+
+
+def _tangent(dual: Tensor) -> Tensor | None:
+    tangent: Tensor | None = forward_ad.unpack_dual(dual).tangent  # type: ignore[no-untyped-call]
+    return tangent
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -74,9 +74,7 @@ class LookAhead:
         return {name: self.rules[name].step(theta[name], g) for name, g in gradient.items()}
 
 
-def record(
-    optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], *, keep_state: bool
-) -> LookAhead:
+def record(optimizer: torch.optim.Optimizer, parameters: dict[str, Tensor], *, keep_state: bool) -> LookAhead:
     """Notes how the coming `optimizer.step()` will depend on the gradient.
 
     Args:

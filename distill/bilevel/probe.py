@@ -1,6 +1,6 @@
 """Is an estimator right for this model? Asked once, on the first batch, before anything is trained.
 
-End accuracy cannot tell: a well-known bug in the finite-difference factor shipped in three projects and hardly moved it.
+End accuracy cannot tell: a bug in the finite-difference factor shipped in three known projects and hardly moved it.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ class LabelStep:
         if self.finite is not None and not bool(self.finite):
             raise BilevelError(
                 "learned labels: the meta gradient is not finite (NaN or infinite), so the labels are lost",
-                cure="lower teacher.optimizer.lr, or add teacher.optimizer.warmup_epochs and teacher.labels.warmup_epochs.",
+                cure="lower teacher.optimizer.lr, or raise warmup_epochs of teacher.optimizer and teacher.labels.",
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -299,9 +299,7 @@ class NextBatchStep:
 def meta_gradient(meta_loss: Tensor, model: nn.Module, *, retain_graph: bool) -> Tensors:
     """grad L_meta by parameter name; parameters that the loss does not reach are left out."""
     parameters = lookahead.trained_parameters(model)
-    gradients = torch.autograd.grad(
-        meta_loss, list(parameters.values()), retain_graph=retain_graph, allow_unused=True
-    )
+    gradients = torch.autograd.grad(meta_loss, list(parameters.values()), retain_graph=retain_graph, allow_unused=True)
     return {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
 
 

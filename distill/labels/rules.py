@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from distill.labels.optim import RowSGD
 from distill.labels.tables import LabelTable
@@ -36,7 +35,7 @@ class Smoothing:
 
     def labels(self, indices: Tensor, given: Tensor) -> Tensor:
         """[B], [B] -> [B, C]."""
-        onehot = F.one_hot(given, self.classes).to(torch.get_default_dtype())
+        onehot = torch.nn.functional.one_hot(given, self.classes).to(torch.get_default_dtype())
         return onehot * (1.0 - self.eps) + self.eps / self.classes
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from distill.kernels import reference
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-log softmax(z)_y. logits [B, C], targets int64 [B] -> [B], in nats, computed in float32 at least."""
-    return F.cross_entropy(_wide(logits), targets, reduction="none")
+    return torch.nn.functional.cross_entropy(_wide(logits), targets, reduction="none")
 
 
 def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
@@ -66,7 +68,12 @@ def differences(old: Recipe, new: Recipe, tables: Collection[str]) -> list[str]:
 
 
 def _common_inputs(recipe: Recipe) -> dict[str, Any]:
-    return {"seed": recipe.seed, "data": recipe.data.model_dump(mode="json", exclude={"root", "download"})}
+    data = recipe.data.model_dump(mode="json", exclude={"root", "download"})
+    if recipe.data.noise.file:
+        # What the file says counts, not where it lies. One that cannot be read is reported when the data are opened.
+        with suppress(OSError):
+            data["noise"]["file"] = hashlib.sha256(Path(recipe.data.noise.file).expanduser().read_bytes()).hexdigest()
+    return {"seed": recipe.seed, "data": data}
 
 
 def _teacher_inputs(recipe: Recipe) -> dict[str, Any]:

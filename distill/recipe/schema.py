@@ -159,7 +159,7 @@ class StageRecipe(Table):
         default=False, description="Weights in channels-last order: the same results to rounding, often faster."
     )
     select: Literal["last", "best"] = Field(
-        default="last", description="Weights to go on with: last epoch, or best validation."
+        default="last", description="Epoch whose weights are kept as the model: the last, or validation's best."
     )
 
 

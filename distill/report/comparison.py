@@ -37,7 +37,7 @@ class Comparison:
         return tuple(dict.fromkeys(arm.seed for arm in self.arms))
 
     def rows(self) -> Iterator[tuple[str, ...]]:
-        """Two rows a rule: teacher, student. Mean over the seeds, with the standard deviation where there are several."""
+        """Two rows a rule: teacher, student. Mean over the seeds, with the standard deviation if there are several."""
         for rule in dict.fromkeys(arm.rule for arm in self.arms):
             arms = [arm for arm in self.arms if arm.rule == rule]
             yield (rule, "teacher", *_scores([arm.teacher for arm in arms]), _labels_right(arms))
@@ -49,8 +49,8 @@ class Comparison:
         several = f"mean and standard deviation over {len(self.seeds)} seeds"
         over = several if len(self.seeds) > 1 else f"one seed ({self.seeds[0]}), so no interval can be given"
         return (
-            f"Test part, {over}. Accuracy, NLL and ECE after the last epoch; 'best epoch' is the test accuracy of the epoch "
-            "that validation chose. Labels right: share of the training labels that are true, given -> learned."
+            f"Test part, {over}. Accuracy, NLL and ECE after the last epoch; 'best epoch' is the test accuracy of the "
+            "epoch that validation chose. Labels right: share of the training labels that are true, given -> learned."
         )
 
     def rich(self) -> Table:

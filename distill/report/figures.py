@@ -53,7 +53,9 @@ def suspected_errors(
         axes[k].set_title(title, fontsize=8.5, color=colour)
     right = sum(a == b for a, b in zip(learned, true, strict=True))
     note = f"{len(images)} training images whose learned label differs most surely from the given one"
-    figure.suptitle(f"{note}; {right} of them rightly (green)" if len(images) else "no suspected label errors", fontsize=10)
+    figure.suptitle(
+        f"{note}; {right} of them rightly (green)" if len(images) else "no suspected label errors", fontsize=10
+    )
     _save(figure, path)
 
 

@@ -117,13 +117,17 @@ def open_run(folder: Path) -> Run:
         RunError: it is none, or its files are damaged.
     """
     if not (folder / RECORD).is_file() or not (folder / RECIPE).is_file():
-        raise RunError(f"{folder}: not a run folder, expected {RECIPE} and {RECORD} in it", cure=_known_runs(folder.parent))
+        raise RunError(
+            f"{folder}: not a run folder, expected {RECIPE} and {RECORD} in it", cure=_known_runs(folder.parent)
+        )
     try:
         record = RunRecord.model_validate(read_json(folder / RECORD))
         return Run(folder, load_recipe(folder / RECIPE), record)
     except (ValidationError, RecipeError) as error:
         reason = str(error).splitlines()
-        raise RunError(f"{folder}: damaged run folder: {'; '.join(reason[:3])}", cure="restore it, or train again.") from error
+        raise RunError(
+            f"{folder}: damaged run folder: {'; '.join(reason[:3])}", cure="restore it, or train again."
+        ) from error
 
 
 def find_run(text: str, checkpoints: Path) -> Path:

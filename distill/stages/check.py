@@ -47,7 +47,7 @@ class PlanReport:
 
 
 def check_plan(recipe: Recipe, where: str) -> PlanReport:
-    """Opens the data, fits the models and adds up the sizes; collects every problem instead of stopping at the first."""
+    """Opens the data, fits the models and adds up the sizes; collects every problem, not only the first."""
     report = PlanReport(where)
     report.problems += cross_field_problems(recipe, comparing=True)
     data: ImageData | None = None

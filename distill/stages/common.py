@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from distill.errors import ModelError
 from distill.models import zoo
 from distill.models.zoo import ModelSpec
 from distill.recipe.schema import StageRecipe
+from distill.store.atomic import sha256_of
+from distill.store.checkpoint import load_weights, save_weights
 from distill.training.evaluate import Scores, evaluate
 
 
@@ -42,9 +45,26 @@ def memory_format(stage: StageRecipe) -> torch.memory_format:
     return torch.channels_last if stage.channels_last else torch.preserve_format
 
 
-def evaluator(
-    data: ImageData, device: torch.device, batch_size: int
-) -> Callable[[nn.Module], tuple[Scores, Scores]]:
+def write_selected(model: nn.Module, stage: StageRecipe, run: Path) -> dict[str, str]:
+    """Settles which weights the stage goes on with, loads them into the model and writes the others beside.
+
+    model.safetensors is for the caller to write. best.safetensors is there already where there are validation images;
+    last.safetensors is written when the best epoch is the one to go on with.
+
+    Returns:
+        sha256 of the other weights, by file name.
+    """
+    files = {}
+    best = run / "best.safetensors"
+    if stage.select == "best":
+        files["last.safetensors"] = save_weights(run / "last.safetensors", model.state_dict())
+        load_weights(best, model)
+    if best.exists():
+        files[best.name] = sha256_of(best)
+    return files
+
+
+def evaluator(data: ImageData, device: torch.device, batch_size: int) -> Callable[[nn.Module], tuple[Scores, Scores]]:
     """Scores on validation (by its given labels, which choose) and test (by the true ones, which report)."""
 
     def judge(model: nn.Module) -> tuple[Scores, Scores]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from distill.recipe.checks import check_recipe
 from distill.recipe.load import dump_recipe
-from distill.recipe.schema import Recipe
+from distill.recipe.schema import LabelRule, Recipe
 from distill.report.comparison import Arm, Comparison
 from distill.report.runs import Run, program_commit
 from distill.stages.pipeline import run_teacher
@@ -63,10 +63,11 @@ def compare(recipe: Recipe, listener: Listener) -> Compared:
     return Compared(comparison, folder, draw_suspects(example), example)
 
 
-def _most_telling(recipe: Recipe) -> str:
+def _most_telling(recipe: Recipe) -> LabelRule:
     """The rule to look at: instance labels, else class labels, else the first."""
-    rules: tuple[str, ...] = recipe.compare.teachers
-    return next((rule for rule in ("instance", "class") if rule in rules), rules[0])
+    rules = recipe.compare.teachers
+    order: tuple[LabelRule, ...] = ("instance", "class", rules[0])
+    return next(rule for rule in order if rule in rules)
 
 
 def _cell(recipe: Recipe, folder: Path, rule: str, seed: int, listener: Listener) -> tuple[Run, Run]:

@@ -44,7 +44,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         UserError: the teacher is not finished, its weights are not those of its record, the disk is full, ...
         Interrupted: asked to stop; finished shards are kept.
     """
-    weights, weights_sha256 = selected_weights(run, recipe)
+    weights, weights_sha256 = teacher_weights(run, recipe)
     wanted = export_digest(recipe, weights_sha256)
     folder = run.folder / STORE
     if run.done("export", wanted):
@@ -106,7 +106,9 @@ def _write_missing(
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, data: ImageData, recipe: Recipe, rows: Tensor, piece: Piece, device: torch.device) -> Iterator[Tensor]:
+def _logits(
+    model: nn.Module, data: ImageData, recipe: Recipe, rows: Tensor, piece: Piece, device: torch.device
+) -> Iterator[Tensor]:
     batches = ordered_batches(
         data,
         rows,
@@ -126,8 +128,8 @@ def _load_teacher(recipe: Recipe, data: ImageData, weights: Path, device: torch.
     return model.to(device).eval()
 
 
-def selected_weights(run: Run, recipe: Recipe) -> tuple[Path, str]:
-    """The teacher's weights that `teacher.select` names, and their sha256.
+def teacher_weights(run: Run, recipe: Recipe) -> tuple[Path, str]:
+    """The finished teacher's weights and their sha256.
 
     Raises:
         RunError: the teacher is not finished, was trained by another recipe, or its file was changed.
@@ -138,8 +140,10 @@ def selected_weights(run: Run, recipe: Recipe) -> tuple[Path, str]:
             f"{run.folder}: its teacher is not finished", cure=f"run `distill teacher {run.folder}/recipe.toml`."
         )
     if record.digest != teacher_digest(recipe):
-        raise RunError(f"{run.folder}: its teacher was trained by another recipe", cure="train it again under another name.")
-    name = "best.safetensors" if recipe.teacher.select == "best" else "model.safetensors"
+        raise RunError(
+            f"{run.folder}: its teacher was trained by another recipe", cure="train it again under another name."
+        )
+    name = "model.safetensors"
     path = run.folder / name
     if sha256_of(path) != record.files[name]:
         raise RunError(f"{path}: sha256 differs from what the teacher wrote", cure="restore the file, or train again.")

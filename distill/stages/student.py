@@ -20,8 +20,8 @@ from distill.recipe.digest import student_digest
 from distill.recipe.schema import Recipe
 from distill.report.runs import RECORD, Run, host, locked, make_run, open_run
 from distill.seeding import derive, seeded
-from distill.stages.common import evaluator, memory_format, model_spec
-from distill.stages.export import STORE, origin_of, selected_weights
+from distill.stages.common import evaluator, memory_format, model_spec, write_selected
+from distill.stages.export import STORE, origin_of, teacher_weights
 from distill.store.atomic import sha256_of
 from distill.store.logits import LogitStore
 from distill.store.manifest import MANIFEST
@@ -54,7 +54,9 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
     check_recipe(recipe, recipe.name)
     manifest = teacher.folder / STORE / MANIFEST
     if not manifest.is_file():
-        raise RunError(f"{teacher.folder}: no exported logits", cure=f"run `distill export --teacher {teacher.folder}`.")
+        raise RunError(
+            f"{teacher.folder}: no exported logits", cure=f"run `distill export --teacher {teacher.folder}`."
+        )
     digest = student_digest(recipe, sha256_of(manifest))
     folder = teacher.folder / STUDENTS / student_name(recipe, digest)
     device = prepare_device(recipe)
@@ -66,7 +68,7 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
         metrics_file = MetricsFile(folder / "metrics.jsonl")
         listener = fan_out(metrics_file, listener)
         data = open_data(recipe)
-        store = LogitStore.open(manifest.parent, expect=origin_of(data, recipe, selected_weights(teacher, recipe)[1]))
+        store = LogitStore.open(manifest.parent, expect=origin_of(data, recipe, teacher_weights(teacher, recipe)[1]))
         task = StudentTask(recipe, data, store, device)
         schedule = build_schedule(task.optimizer, recipe.student.optimizer, epochs=task.epochs, steps=task.steps)
         evaluate = evaluator(data, device, recipe.export.batch_size)
@@ -108,7 +110,7 @@ class StudentTask:
         self.spec = model_spec(student, data, "student")
         with seeded(torch.device("cpu"), derive(self.seed, "student-weights")):
             self.model: nn.Module = zoo.create(self.spec, pretrained=student.pretrained)
-        self.model.to(device, memory_format=memory_format(student)).train()
+        self.model.to(device).to(memory_format=memory_format(student)).train()
         self.optimizer = build_optimizer(self.model, student.optimizer, "student.optimizer")
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
@@ -161,6 +163,7 @@ class StudentTask:
 
 def _write(task: StudentTask, plan: Plan) -> dict[str, str]:
     """The finished student, as timm reads it, and the files' sha256."""
+    files = write_selected(task.model, task.recipe.student, plan.run)
     zoo.save_for_timm(
         task.model,
         task.spec,
@@ -169,7 +172,4 @@ def _write(task: StudentTask, plan: Plan) -> dict[str, str]:
         mean=task.data.mean,
         std=task.data.std,
     )
-    names = ["config.json", "model.safetensors"]
-    if plan.best_weights.exists():
-        names.append("best.safetensors")
-    return {name: sha256_of(plan.run / name) for name in names}
+    return files | {name: sha256_of(plan.run / name) for name in ("config.json", "model.safetensors")}

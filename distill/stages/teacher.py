@@ -21,7 +21,7 @@ from distill.recipe.digest import differences, teacher_digest
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
 from distill.report.runs import RECORD, Run, host, locked, make_run, open_run
 from distill.seeding import derive, generator, seeded
-from distill.stages.common import evaluator, memory_format, model_spec
+from distill.stages.common import evaluator, memory_format, model_spec, write_selected
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import save_weights
 from distill.store.labels import LearnedLabels, write_labels
@@ -86,7 +86,7 @@ class TeacherTask:
         self.spec = model_spec(teacher, data, "teacher")
         with seeded(torch.device("cpu"), derive(recipe.seed, "teacher-weights")):
             self.model: nn.Module = zoo.create(self.spec, pretrained=teacher.pretrained)
-        self.model.to(device, memory_format=memory_format(teacher)).train()
+        self.model.to(device).to(memory_format=memory_format(teacher)).train()
         self.optimizer = build_optimizer(self.model, teacher.optimizer, "teacher.optimizer")
         self.rule = _label_rule(teacher.labels, data, self.rows, self.epochs, device)
         training = Training(
@@ -139,7 +139,7 @@ class TeacherTask:
         return self._step(batch, number, learn=learn)
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """How many labels are right, how soft they are, how many moved. Uses the true labels to report, never to learn."""
+        """How many labels are right, how soft they are, how many moved. True labels report here, and never teach."""
         if not isinstance(self.rule, Learned):
             return label_metrics(self.data, None)
         self.rule.end_epoch(epoch + 1, self.epochs)
@@ -212,9 +212,8 @@ def _label_rule(labels: LabelsRecipe, data: ImageData, rows: Tensor, epochs: int
 
 def _write(task: TeacherTask, plan: Plan, run: Run) -> dict[str, str]:
     """The finished teacher's files and their sha256."""
-    files = {"model.safetensors": save_weights(run.folder / "model.safetensors", task.model.state_dict())}
-    if plan.best_weights.exists():
-        files["best.safetensors"] = sha256_of(plan.best_weights)
+    files = write_selected(task.model, task.recipe.teacher, run.folder)
+    files["model.safetensors"] = save_weights(run.folder / "model.safetensors", task.model.state_dict())
     if isinstance(task.rule, Learned):
         write_labels(run.folder / "labels", task.learned_labels(), {"teacher_digest": plan.digest})
         for path in sorted((run.folder / "labels").iterdir()):
@@ -233,5 +232,3 @@ def _refuse_another_teacher(folder: Path, recipe: Recipe) -> None:
             f"{folder}: holds a teacher of another recipe: {'; '.join(changed)}",
             cure="choose another name (--set name=...), or delete the folder.",
         )
-
-

@@ -21,7 +21,7 @@ def prepare_device(recipe: Recipe) -> torch.device:
     device = torch.device(recipe.device)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise RunError(
-            f"device: found {recipe.device!r}, but torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices",
+            f"device: found {recipe.device!r}, but torch sees {torch.cuda.device_count()} CUDA devices",
             cure='use device = "auto" or "cpu".',
         )
     return device

@@ -46,7 +46,7 @@ class Scorer:
 
     def scores(self) -> Scores:
         """The totals. With no image at all the scores are NaN."""
-        count, confidence, correct = self._bins.sum(0).tolist()
+        count, _, correct = self._bins.sum(0).tolist()
         if not count:
             return Scores(float("nan"), float("nan"), float("nan"), 0)
         ece = float((self._bins[:, 1] - self._bins[:, 2]).abs().sum()) / count

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class Interrupted(Exception):
+class Interrupted(Exception):  # noqa: N818 - it is no error
     """The stage was asked to stop and its state is on disk: the same command goes on from there."""
 
     def __init__(self, stage: str, epoch: int, step: int) -> None:
-        super().__init__(f"{stage} interrupted in epoch {epoch + 1} after step {step}; the same command goes on from there")
+        super().__init__(
+            f"{stage} interrupted in epoch {epoch + 1} after step {step}; the same command goes on from there"
+        )
 
 
 class StopRequest:
@@ -34,7 +36,7 @@ class StopRequest:
 
 @contextmanager
 def listen_for_stop() -> Iterator[StopRequest]:
-    """Catches SIGINT and SIGTERM inside the body. Outside the main thread Python allows no handler: then nothing is caught."""
+    """Catches SIGINT and SIGTERM inside the body. In other threads Python allows no handler; nothing is caught."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

@@ -195,7 +195,7 @@ def _better(metrics: dict[str, float], best: dict[str, float]) -> bool:
 
 
 def _save(task: Task, plan: Plan, progress: Progress) -> None:
-    state = {
+    state: dict[str, Any] = {
         "digest": plan.digest,
         "progress": dict(vars(progress)),
         "model": dict(task.model.state_dict()),

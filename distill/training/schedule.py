@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import torch
 from timm.optim import create_optimizer_v2, list_optimizers
@@ -28,7 +29,7 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, where: str) -> to
     Raises:
         RecipeError: an unknown name, or one that cannot be built with these settings.
     """
-    known = list_optimizers()
+    known = [str(name) for name in list_optimizers()]
     if recipe.name.lower() not in known:
         near = difflib.get_close_matches(recipe.name.lower(), known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.optim.list_optimizers() lists the names."
@@ -43,7 +44,9 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, where: str) -> to
             filter_bias_and_bn=not recipe.decay_norm_and_bias,
         )
     except (ValueError, TypeError, ImportError, AssertionError) as error:
-        raise RecipeError(f"[{where}] name: timm cannot build {recipe.name!r}: {error}", cure="choose another.") from error
+        raise RecipeError(
+            f"[{where}] name: timm cannot build {recipe.name!r}: {error}", cure="choose another."
+        ) from error
     return optimizer
 
 
@@ -57,7 +60,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: OptimizerRecipe, *,
         steps: updates in an epoch.
     """
     warmup = recipe.warmup_epochs * steps
-    shared = {
+    shared: dict[str, Any] = {
         "t_in_epochs": False,
         "warmup_t": warmup,
         "warmup_lr_init": recipe.lr / max(warmup, 1),  # not 0, which would waste the first step

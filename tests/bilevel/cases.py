@@ -76,7 +76,9 @@ def plain_steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) 
     for number in range(count):
         images, given, _ = batch(100 + number, B)
         optimizer.zero_grad()
-        cross_entropy(hygiene.training_forward(model, images, seed=number, precision="float32"), given).mean().backward()
+        cross_entropy(
+            hygiene.training_forward(model, images, seed=number, precision="float32"), given
+        ).mean().backward()
         optimizer.step()
 
 

@@ -84,9 +84,7 @@ def test_finite_difference_error_falls_with_its_order(network: str, central: boo
     smooth = network != "conv-batchnorm"  # ReLU's kinks break the order there
     model, inner, r, _ = setting(network, "momentum", 2)
     exact = ForwardMode()(model, inner, r)
-    far, near = (
-        relative(FiniteDifference(central, reach)(model, inner, r), exact) for reach in (1e-2, 1e-3)
-    )
+    far, near = (relative(FiniteDifference(central, reach)(model, inner, r), exact) for reach in (1e-2, 1e-3))
     assert near < (1e-3 if central else 5e-3)
     if smooth:
         assert far / near == pytest.approx(10**order, rel=0.1)
@@ -140,11 +138,11 @@ def test_eval_mode_is_refused() -> None:
 
 class _NoForwardRule(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x):  # noqa: ANN001, ANN205
+    def forward(ctx, x):
         return x * 2
 
     @staticmethod
-    def backward(ctx, g):  # noqa: ANN001, ANN205
+    def backward(ctx, g):
         return g * 2
 
 
@@ -185,7 +183,7 @@ def test_the_rule_restates_the_real_optimiser(optimizer: str, warm: int) -> None
 
 def test_pull_back_is_the_rule_s_vector_jacobian_product() -> None:
     for optimizer in cases.OPTIMIZERS:
-        model, inner, r, _ = setting("conv-batchnorm", optimizer, 2)
+        _, inner, r, _ = setting("conv-batchnorm", optimizer, 2)
         g = {name: torch.zeros_like(t).requires_grad_() for name, t in inner.theta.items()}
         after = inner.look_ahead.step(inner.theta, g)
         slow = torch.autograd.grad(sum((after[n] * r[n]).sum() for n in r), [g[n] for n in r])
@@ -195,7 +193,7 @@ def test_pull_back_is_the_rule_s_vector_jacobian_product() -> None:
 
 def test_other_optimisers_are_refused_with_a_cure() -> None:
     model, _ = cases.build("dropout", "plain")
-    with pytest.raises(BilevelError, match="Adam has no look-ahead rule.*\n.*momentum"):
+    with pytest.raises(BilevelError, match=r"Adam has no look-ahead rule(.|\n)*momentum"):
         lookahead.record(torch.optim.Adam(model.parameters()), dict(model.named_parameters()), keep_state=False)
 
 

@@ -19,7 +19,7 @@ from distill.stages.pipeline import run_pipeline, run_teacher
 from distill.stages.student import train_student
 from distill.stages.teacher import train_teacher
 from distill.store.tensors import read_tensors
-from distill.training.events import Event, EpochDone, ExportProgress, StageSkipped, StepDone
+from distill.training.events import EpochDone, Event, ExportProgress, StageSkipped, StepDone
 from distill.training.interrupt import Interrupted
 
 
@@ -46,7 +46,8 @@ def same(a: Path, b: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("meta", "mean", "channels_last"), [("held-out", 0.5, "false"), ("next-batch", 0.0, "false"), ("next-batch", 0.5, "true")]
+    ("meta", "mean", "channels_last"),
+    [("held-out", 0.5, "false"), ("next-batch", 0.0, "false"), ("next-batch", 0.5, "true")],
 )
 @pytest.mark.parametrize(("epoch", "step"), [(0, 2), (1, 4), (2, 1)])
 def test_an_interrupted_teacher_ends_with_the_same_bits(tiny, meta, mean, channels_last, epoch, step) -> None:
