@@ -5,6 +5,8 @@ End accuracy cannot tell: a bug in the finite-difference factor shipped in three
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from distill.errors import BilevelError
 from distill.losses.soft import cross_entropy
 
 MINIMUM_COSINE = 0.999
+MAXIMUM_SCALE = 1.05  # the cosine does not see a wrong factor
 ESTIMATORS: dict[str, Estimator] = {
     "one-sided": FiniteDifference(),
     "central": FiniteDifference(central=True),
@@ -40,7 +43,7 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
 
     Raises:
         BilevelError: the estimator that was asked for, or under "auto" every one, has a cosine below .999 with central
-            differences in float32, or cannot differentiate this model at all.
+            differences in float32, or a wrong scale, or cannot differentiate this model at all.
     """
     names = ORDER[training.precision] if name == "auto" else (name,)
     inner, r = _trial_step(training, batch, meta)
@@ -49,14 +52,17 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
     for candidate in names:
         estimator = ESTIMATORS[candidate]
         try:
-            cosine = _cosine(estimator(training.model, inner, r), reference)
+            cosine, scale = _agreement(estimator(training.model, inner, r), reference)
         except BilevelError as error:
             failures.append(error.message)
             continue
-        if cosine >= MINIMUM_COSINE:
+        if cosine >= MINIMUM_COSINE and 1 / MAXIMUM_SCALE <= scale <= MAXIMUM_SCALE:
             skipped = f" (passed over: {'; '.join(failures)})" if failures else ""
             return estimator, f"label gradient by {candidate}: cosine {cosine:.6f} with central differences{skipped}"
-        failures.append(f"{candidate}: cosine {cosine:.4f} with float32 central differences, expected .999 or more")
+        failures.append(
+            f"{candidate}: cosine {cosine:.4f}, scale {scale:.3f} against float32 central differences, "
+            f"expected {MINIMUM_COSINE} or more, and 1 to within {MAXIMUM_SCALE - 1:.0%}"
+        )
     raise BilevelError(
         "learned labels: no estimator passes on this model: " + "; ".join(failures),
         cure='try teacher.labels.estimator = "auto", another teacher.model, or teacher.precision = "float32".',
@@ -84,10 +90,12 @@ def _reference(training: Training, inner: InnerStep, r: Tensors) -> Tensor:
     return FiniteDifference(central=True)(training.model, exact, r)
 
 
-def _cosine(found: Tensor, reference: Tensor) -> float:
+def _agreement(found: Tensor, reference: Tensor) -> tuple[float, float]:
+    """Cosine, and norm over norm. NaN for what is not finite."""
     a, b = found.double().flatten(), reference.double().flatten()
-    if not bool(torch.isfinite(a).all() & torch.isfinite(b).all()):
-        return float("nan")
-    if float(a.norm()) == float(b.norm()) == 0:
-        return 1.0
-    return float(torch.nn.functional.cosine_similarity(a, b, dim=0, eps=0.0))
+    norms = float(a.norm()), float(b.norm())
+    if norms == (0.0, 0.0):
+        return 1.0, 1.0
+    if not all(math.isfinite(norm) and norm > 0 for norm in norms):
+        return math.nan, math.nan
+    return float(a @ b) / (norms[0] * norms[1]), norms[0] / norms[1]

@@ -56,7 +56,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         run.forget("export")
         began = time.monotonic()
         data = open_data(recipe)
-        model = _load_teacher(recipe, data, weights, device)
+        model = load_teacher(recipe, data, weights, device)
         rows = stored_rows(data)
         writer = LogitWriter(
             folder,
@@ -101,7 +101,7 @@ def _write_missing(
                 done += chunk.shape[0]
                 listener(ExportProgress(done, total))
                 if stop:
-                    raise Interrupted("export", piece.view, piece.start)
+                    raise Interrupted("export", f"in view {piece.view} at row {piece.start}")
             writer.write(piece, torch.cat(logits))
 
 
@@ -122,7 +122,8 @@ def _logits(
         yield model(batch.images).float().cpu()
 
 
-def _load_teacher(recipe: Recipe, data: ImageData, weights: Path, device: torch.device) -> nn.Module:
+def load_teacher(recipe: Recipe, data: ImageData, weights: Path, device: torch.device) -> nn.Module:
+    """The teacher in eval mode, with these weights."""
     model = zoo.create(model_spec(recipe.teacher, data, "teacher"))
     load_weights(weights, model)
     return model.to(device).eval()

@@ -12,10 +12,8 @@ from types import FrameType
 class Interrupted(Exception):  # noqa: N818 - it is no error
     """The stage was asked to stop and its state is on disk: the same command goes on from there."""
 
-    def __init__(self, stage: str, epoch: int, step: int) -> None:
-        super().__init__(
-            f"{stage} interrupted in epoch {epoch + 1} after step {step}; the same command goes on from there"
-        )
+    def __init__(self, stage: str, where: str) -> None:
+        super().__init__(f"{stage} interrupted {where}; the same command goes on from there")
 
 
 class StopRequest:

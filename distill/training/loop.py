@@ -116,7 +116,7 @@ def fit(task: Task, plan: Plan, listener: Listener, metrics_file: MetricsFile) -
             _train_epoch(task, plan, progress, listener, stop)
             _end_epoch(task, plan, progress, listener)
             if stop and progress.epoch < plan.epochs:
-                raise Interrupted(plan.stage, progress.epoch, 0)
+                raise Interrupted(plan.stage, f"after epoch {progress.epoch} of {plan.epochs}")
     best = {f"best_{name}": value for name, value in progress.best.items()}
     return {**progress.last, **best, "seconds": progress.seconds}
 
@@ -142,7 +142,7 @@ def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener,
             _add(progress, sums)
             _save(task, plan, progress)
             if stop:
-                raise Interrupted(plan.stage, progress.epoch, progress.step)
+                raise Interrupted(plan.stage, f"in epoch {progress.epoch + 1} after step {progress.step}")
     progress.epoch_seconds += time.monotonic() - began
     _add(progress, sums)
 
