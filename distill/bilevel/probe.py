@@ -6,6 +6,7 @@ End accuracy cannot tell: a bug in the finite-difference factor shipped in three
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from distill.bilevel import hygiene, lookahead
 from distill.bilevel.contract import Estimator, InnerStep, Tensors
 from distill.bilevel.finite_difference import FiniteDifference
 from distill.bilevel.forward_mode import ForwardMode
+from distill.bilevel.lookahead import LookAhead, SGDRule
 from distill.bilevel.step import Training, meta_gradient
 from distill.bilevel.unrolled import Unrolled
 from distill.data.loader import Batch
@@ -78,7 +80,10 @@ def _trial_step(training: Training, batch: Batch, meta: Batch) -> tuple[InnerSte
         logits = hygiene.silent_forward(
             training.model, parameters, batch.images, seed=seed, precision=training.precision
         )
-    inner = training.record(batch, 0, logits, labels, keep_state=True)
+    inner = training.record(batch, 0, logits, labels, None, keep_state=False)  # refuses an optimiser without a rule
+    # The derivative is on trial here, not the optimiser, which has no state yet: a plain step stands in.
+    plain = SGDRule(lr=1.0, momentum=0.0, dampening=0.0, nesterov=False, weight_decay=0.0, first=True)
+    inner = replace(inner, look_ahead=LookAhead(dict.fromkeys(parameters, plain)))
     meta_logits = hygiene.silent_forward(
         training.model, parameters, meta.images, seed=seed, precision=training.precision
     )
@@ -86,8 +91,7 @@ def _trial_step(training: Training, batch: Batch, meta: Batch) -> tuple[InnerSte
 
 
 def _reference(training: Training, inner: InnerStep, r: Tensors) -> Tensor:
-    exact = InnerStep(**{**inner.__dict__, "precision": "float32"})
-    return FiniteDifference(central=True)(training.model, exact, r)
+    return FiniteDifference(central=True)(training.model, replace(inner, precision="float32"), r)
 
 
 def _agreement(found: Tensor, reference: Tensor) -> tuple[float, float]:

@@ -11,7 +11,7 @@ from before the step are kept, because the Jacobian belongs there.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from distill.bilevel import hygiene, lookahead
 from distill.bilevel.contract import Estimator, InnerStep, Tensors
-from distill.bilevel.lookahead import LookAhead, SGDRule
+from distill.bilevel.lookahead import Clip, LookAhead, laid_out_like_parameters
 from distill.data.loader import Batch
 from distill.errors import BilevelError
 from distill.labels.rules import LabelRule, Learned
@@ -62,6 +62,7 @@ class Training:
     rule: LabelRule
     seed: int
     precision: str = "float32"
+    clip_norm: float = 0.0  # of the whole gradient; 0: no clipping
 
     def forward_seed(self, number: int) -> int:
         """Dropout's seed in the training forward of one step."""
@@ -73,18 +74,25 @@ class Training:
             self.model, batch.images, seed=self.forward_seed(number), precision=self.precision
         )
 
-    def backward(self, loss: Tensor) -> None:
-        """Fills the gradients for the optimiser's step."""
+    def backward(self, loss: Tensor) -> Clip | None:
+        """Fills the gradients for the optimiser's step, and says how they were clipped if they were."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        if not self.clip_norm:
+            return None
+        parameters = lookahead.trained_parameters(self.model)
+        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), self.clip_norm)
+        return Clip(self.clip_norm, norm, {name: p.grad for name, p in parameters.items() if p.grad is not None})
 
-    def record(self, batch: Batch, number: int, logits: Tensor, labels: Tensor, *, keep_state: bool) -> InnerStep:
+    def record(
+        self, batch: Batch, number: int, logits: Tensor, labels: Tensor, clip: Clip | None, *, keep_state: bool
+    ) -> InnerStep:
         """Keeps what judging this step's labels will need; to be called before the optimiser's step."""
         parameters = lookahead.trained_parameters(self.model)
         log_probabilities = torch.log_softmax(logits.detach().to(labels.dtype), dim=-1)
         return InnerStep(
             theta={name: p.detach().clone() for name, p in parameters.items()},
-            look_ahead=lookahead.record(self.optimizer, parameters, keep_state=keep_state),
+            look_ahead=lookahead.record(self.optimizer, parameters, keep_state=keep_state, clip=clip),
             images=batch.images,
             labels=labels,
             log_probabilities=log_probabilities,
@@ -189,12 +197,12 @@ class HeldOutStep:
         logits = training.forward(batch, number)
         labels = training.rule.labels(batch.indices, batch.given)
         loss = soft_cross_entropy(logits, labels).mean()
-        training.backward(loss)
+        clip = training.backward(loss)
         if not learn:
             training.optimizer.step()
             return {"loss": loss.detach()}
         keep_state = self.label_step.estimator.needs_state
-        inner = training.record(batch, number, logits, labels, keep_state=keep_state)
+        inner = training.record(batch, number, logits, labels, clip, keep_state=keep_state)
         training.optimizer.step()
         meta_loss = self._meta_loss(number)
         r = meta_gradient(meta_loss, training.model, retain_graph=False)
@@ -251,10 +259,10 @@ class NextBatchStep:
         # Gathered after the labels moved, so that the next judgement meets them where this step used them.
         labels = training.rule.labels(batch.indices, batch.given)
         loss = soft_cross_entropy(logits, labels).mean()
-        training.backward(loss)
+        clip = training.backward(loss)
         if learn:
             keep_state = self.label_step.estimator.needs_state
-            inner = training.record(batch, number, logits, labels, keep_state=keep_state)
+            inner = training.record(batch, number, logits, labels, clip, keep_state=keep_state)
             self.pending = Pending(inner, batch.indices, batch.given)
         training.optimizer.step()
         return {"loss": loss.detach(), **losses}
@@ -274,9 +282,8 @@ class NextBatchStep:
         if self.pending is not None:
             inner = self.pending.inner
             plain = {name: getattr(inner, name) for name in InnerStep.__dataclass_fields__ if name != "look_ahead"}
-            rules = {name: asdict(rule) for name, rule in inner.look_ahead.rules.items()}
-            rest = {"indices": self.pending.indices, "given": self.pending.given, "rules": rules}
-            state["pending"] = plain | rest
+            rest = {"indices": self.pending.indices, "given": self.pending.given}
+            state["pending"] = plain | rest | {"look_ahead": inner.look_ahead.state_dict()}
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -285,11 +292,12 @@ class NextBatchStep:
         if state["pending"] is None:
             self.pending = None
             return
-        kept = dict(state["pending"])
-        indices, given, rules = kept.pop("indices"), kept.pop("given"), kept.pop("rules")
-        look_ahead = LookAhead({name: SGDRule(**rule) for name, rule in rules.items()})
+        device = next(self.training.model.parameters()).device
+        kept: dict[str, Any] = {name: t.to(device) if isinstance(t, Tensor) else t for name, t in state["pending"].items()}
+        indices, given = kept.pop("indices"), kept.pop("given")
+        kept["look_ahead"] = LookAhead.from_state(kept["look_ahead"], self.training.model)
         kept["theta"] = laid_out_like_parameters(kept["theta"], self.training.model)
-        self.pending = Pending(InnerStep(look_ahead=look_ahead, **kept), indices, given)
+        self.pending = Pending(InnerStep(**kept), indices, given)
 
     def check(self) -> None:
         """See `Step`."""
@@ -301,12 +309,3 @@ def meta_gradient(meta_loss: Tensor, model: nn.Module, *, retain_graph: bool) ->
     parameters = lookahead.trained_parameters(model)
     gradients = torch.autograd.grad(meta_loss, list(parameters.values()), retain_graph=retain_graph, allow_unused=True)
     return {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
-
-
-def laid_out_like_parameters(tensors: Tensors, model: nn.Module) -> Tensors:
-    """Copies by parameter name, in each parameter's memory format.
-
-    A file keeps no memory format, and sums taken in another order round differently.
-    """
-    live = lookahead.trained_parameters(model)
-    return {name: torch.empty_like(live[name], requires_grad=False).copy_(t) for name, t in tensors.items()}

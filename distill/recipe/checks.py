@@ -15,8 +15,8 @@ from distill.recipe.schema import LEARNED_RULES, OptimizerRecipe, Recipe, StageR
 # Sources that torchvision can download, and those without a test part of their own.
 _DOWNLOADABLE = frozenset({"fashion-mnist", "cifar10", "cifar100"})
 _UNDIVIDED = frozenset({"digits"})
-# timm's names for torch.optim.SGD, the optimiser that the look-ahead of learned labels has a rule for.
-_LOOK_AHEAD = ("momentum", "sgd", "nesterov")
+# timm's names for torch's SGD, Adam and AdamW, the optimisers that the look-ahead of learned labels has a rule for.
+_LOOK_AHEAD = ("momentum", "sgd", "nesterov", "adam", "adamw")
 
 
 def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
@@ -160,6 +160,12 @@ def _labels(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
         yield (
             f'[teacher.optimizer] name: found "{teacher.optimizer.name}", expected one of {names}: '
             f"{rules} labels look through the optimiser's step, which is known for these"
+        )
+
+    if teacher.optimizer.name.lower() in ("adam", "adamw") and labels.warmup_epochs == 0:
+        yield (
+            f'[teacher.labels] warmup_epochs: found 0 with name = "{teacher.optimizer.name}", expected 1 or more: '
+            "its first steps hardly depend on the gradient's size, so they say nothing about labels"
         )
 
 

@@ -155,6 +155,9 @@ class StageRecipe(Table):
     epochs: Count = Field(default=30, description="Passes over the training images.")
     batch_size: Annotated[int, Field(ge=2)] = Field(default=64, description="Images a step.")
     precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Precision of the forward passes.")
+    clip_norm: float = Field(
+        default=0.0, ge=0, description="Clip the gradient to this global norm before each step; 0: no clipping."
+    )
     channels_last: bool = Field(
         default=False, description="Weights in channels-last order: the same results to rounding, often faster."
     )

@@ -143,6 +143,8 @@ class StudentTask:
             total = loss.hard_weight * hard + loss.soft_weight * soft
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
+        if self.recipe.student.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.student.clip_norm)
         self.optimizer.step()
         return {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
 

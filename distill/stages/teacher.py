@@ -90,7 +90,12 @@ class TeacherTask:
         self.optimizer = build_optimizer(self.model, teacher.optimizer, "teacher.optimizer")
         self.rule = _label_rule(teacher.labels, data, self.rows, self.epochs, device)
         training = Training(
-            self.model, self.optimizer, self.rule, derive(recipe.seed, "teacher-step"), teacher.precision
+            self.model,
+            self.optimizer,
+            self.rule,
+            seed=derive(recipe.seed, "teacher-step"),
+            precision=teacher.precision,
+            clip_norm=teacher.clip_norm,
         )
         self._step = self._build_step(training, listener)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import timm
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from distill.bilevel import hygiene, lookahead
 from distill.bilevel.contract import InnerStep
+from distill.bilevel.step import Training
+from distill.labels.rules import Smoothing
 from distill.losses.soft import cross_entropy, soft_cross_entropy
 
 B, M, C, CHANNELS, SIDE = 5, 7, 4, 3, 8
@@ -42,24 +45,41 @@ def vit() -> nn.Module:
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"conv-batchnorm": conv_net, "dropout": dropout_net, "vit": vit}
 
-OPTIMIZERS: dict[str, dict[str, float | bool]] = {
+OPTIMIZERS: dict[str, dict[str, Any]] = {
     "plain": {"lr": 0.1},
     "weight-decay": {"lr": 0.1, "weight_decay": 0.05},
     "momentum": {"lr": 0.1, "momentum": 0.9},
     "dampening": {"lr": 0.1, "momentum": 0.9, "dampening": 0.3},
     "nesterov": {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.01},
+    "clipped": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "clip": 0.3},
+    "not-clipped": {"lr": 0.1, "momentum": 0.9, "clip": 1e3},
+    "adam": {"lr": 0.01, "weight_decay": 0.02, "kind": torch.optim.Adam},
+    "adamw": {"lr": 0.01, "weight_decay": 0.02, "kind": torch.optim.AdamW},
+    "adamw-clipped": {"lr": 0.01, "betas": (0.8, 0.95), "kind": torch.optim.AdamW, "clip": 0.3},
 }
+# Adam's first step is nearly the sign of the gradient: there is next to nothing to differentiate.
+LEARNS_FROM_THE_FIRST_STEP = [name for name in OPTIMIZERS if not name.startswith("adam")]
 
 
-def build(network: str, optimizer: str, *, groups: bool = False) -> tuple[nn.Module, torch.optim.SGD]:
+def make_optimizer(optimizer: str, parameters: Any) -> torch.optim.Optimizer:
+    settings = {k: v for k, v in OPTIMIZERS[optimizer].items() if k not in ("kind", "clip")}
+    made: torch.optim.Optimizer = OPTIMIZERS[optimizer].get("kind", torch.optim.SGD)(parameters, **settings)
+    return made
+
+
+def clip_norm(optimizer: str) -> float:
+    return float(OPTIMIZERS[optimizer].get("clip", 0.0))
+
+
+def build(network: str, optimizer: str, *, groups: bool = False) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
     model = NETWORKS[network]().double().train()
     parameters = list(model.parameters())
     if groups:
         half = len(parameters) // 2
-        split = [{"params": parameters[:half]}, {"params": parameters[half:], "lr": 0.03, "momentum": 0.5}]
-        return model, torch.optim.SGD(split, **OPTIMIZERS[optimizer])
-    return model, torch.optim.SGD(parameters, **OPTIMIZERS[optimizer])
+        split = [{"params": parameters[:half]}, {"params": parameters[half:], "lr": 0.03, "weight_decay": 0.1}]
+        return model, make_optimizer(optimizer, split)
+    return model, make_optimizer(optimizer, parameters)
 
 
 def batch(seed: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -83,16 +103,16 @@ def plain_steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) 
 
 
 def inner_step(
-    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, seed: int
+    model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, seed: int, clip: float = 0.0
 ) -> InnerStep:
-    """Takes a real training step and records it."""
+    """Takes a real training step, clipped if asked, and records it."""
     logits = hygiene.training_forward(model, images, seed=seed, precision="float32")
-    optimizer.zero_grad()
-    soft_cross_entropy(logits, labels).mean().backward()
+    training = Training(model, optimizer, Smoothing(C, 0.0), seed, clip_norm=clip)
+    clipped = training.backward(soft_cross_entropy(logits, labels).mean())
     parameters = lookahead.trained_parameters(model)
     inner = InnerStep(
         theta={name: p.detach().clone() for name, p in parameters.items()},
-        look_ahead=lookahead.record(optimizer, parameters, keep_state=True),
+        look_ahead=lookahead.record(optimizer, parameters, keep_state=True, clip=clipped),
         images=images,
         labels=labels,
         log_probabilities=torch.log_softmax(logits.detach(), -1),
