@@ -143,6 +143,24 @@ def compare(recipe: RecipeFile, overrides: Overrides = [], quiet: Quiet = False,
 
 
 @app.command()
+def bench(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="How often each variant is timed.")] = 9,
+    as_json: AsJson = False,
+) -> None:
+    """Cost of the bilevel step: each estimator and meta source against a plain step."""
+    loaded = _load(recipe, overrides)
+    from distill.stages.bench import bench as measure
+
+    report = measure(loaded, rounds=rounds)
+    if as_json:
+        _print_json(report.record())
+    else:
+        print(report.text())
+
+
+@app.command()
 def verify(path: Annotated[Path, typer.Argument(help="A run folder, a store or a folder of learned labels.")]) -> None:
     """Check every digest of a run or a store."""
     from distill.stages.verify import verify_path

@@ -255,26 +255,24 @@ class NextBatchStep:
         """See `Step`. `learn` keeps this batch for the next step to judge."""
         training = self.training
         logits = training.forward(batch, number)
-        losses = self._judge_pending(logits, batch)
-        # Gathered after the labels moved, so that the next judgement meets them where this step used them.
+        pending, self.pending = self.pending, None
+        losses, r = {}, None
+        if pending is not None:
+            losses["meta_loss"] = cross_entropy(logits, batch.given).mean()
+            r = meta_gradient(losses["meta_loss"], training.model, retain_graph=True)
         labels = training.rule.labels(batch.indices, batch.given)
         loss = soft_cross_entropy(logits, labels).mean()
         clip = training.backward(loss)
+        # Judged only now that the graph is freed, so that the two never lie in memory together. A class table's labels
+        # are therefore those from before this judgement; instance rows of two batches in a row hardly ever meet.
+        if pending is not None and r is not None:
+            self.label_step(training.model, pending.inner, pending.indices, pending.given, r)
         if learn:
             keep_state = self.label_step.estimator.needs_state
             inner = training.record(batch, number, logits, labels, clip, keep_state=keep_state)
             self.pending = Pending(inner, batch.indices, batch.given)
         training.optimizer.step()
-        return {"loss": loss.detach(), **losses}
-
-    def _judge_pending(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
-        if self.pending is None:
-            return {}
-        pending, self.pending = self.pending, None
-        meta_loss = cross_entropy(logits, batch.given).mean()
-        r = meta_gradient(meta_loss, self.training.model, retain_graph=True)
-        self.label_step(self.training.model, pending.inner, pending.indices, pending.given, r)
-        return {"meta_loss": meta_loss.detach()}
+        return {name: value.detach() for name, value in {"loss": loss, **losses}.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The running mean, and the batch that waits: an interruption loses no label update."""
@@ -293,7 +291,9 @@ class NextBatchStep:
             self.pending = None
             return
         device = next(self.training.model.parameters()).device
-        kept: dict[str, Any] = {name: t.to(device) if isinstance(t, Tensor) else t for name, t in state["pending"].items()}
+        kept: dict[str, Any] = {
+            name: t.to(device) if isinstance(t, Tensor) else t for name, t in state["pending"].items()
+        }
         indices, given = kept.pop("indices"), kept.pop("given")
         kept["look_ahead"] = LookAhead.from_state(kept["look_ahead"], self.training.model)
         kept["theta"] = laid_out_like_parameters(kept["theta"], self.training.model)

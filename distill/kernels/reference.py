@@ -1,4 +1,8 @@
-"""The operations on label rows in plain torch: the definition that every faster form is judged by."""
+"""The operations on label rows in plain torch: the definition that every faster form is judged by.
+
+Half precision is widened to float32 before any arithmetic; float64 stays float64, which is the tests' oracle. Nothing
+here but `reduce_rows` waits for the device.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +23,29 @@ def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return -(labels * torch.log_softmax(logits, dim=-1)).sum(-1)
 
 
+def soft_cross_entropy_rows(logits: Tensor, phi: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Soft cross-entropy with labels y = softmax(phi) gathered from a table. Differentiable in the logits.
+
+    A class that a row masks (phi = -inf) has label 0 and adds 0 to the loss, whatever its logit is.
+
+    Args:
+        logits: z, [B, C].
+        phi: label logits, [R, C]; rows need not be normalised.
+        rows: each image's row, int64 [B], in [0, R).
+
+    Returns:
+        The loss [B] in nats, and the labels y [B, C].
+    """
+    labels = torch.softmax(_wide(phi[rows]).detach(), dim=-1)
+    log_probabilities = torch.log_softmax(_wide(logits), dim=-1)
+    return -torch.where(labels == 0, 0, labels * log_probabilities).sum(-1), labels
+
+
+def soft_cross_entropy_gradient(logits: Tensor, labels: Tensor) -> Tensor:
+    """d loss_i / d z_ic = softmax(z)_ic - y_ic, for labels that sum to one: [B, C], [B, C] -> [B, C]."""
+    return torch.softmax(_wide(logits), dim=-1) - labels
+
+
 def softmax_row_gradient(labels: Tensor, derivative: Tensor) -> Tensor:
     """From dL/dy to dL/dphi for y = softmax(phi): y * (a - sum_c y_c a_c).
 
@@ -32,8 +59,23 @@ def softmax_row_gradient(labels: Tensor, derivative: Tensor) -> Tensor:
     return labels * (derivative - (labels * derivative).sum(-1, keepdim=True))
 
 
+def row_gradient(labels: Tensor, derivative: Tensor, scale: Tensor) -> Tensor:
+    """`softmax_row_gradient` times a number that may live on the device.
+
+    Args:
+        labels: y, [B, C].
+        derivative: a, [B, C].
+        scale: [], for example B / lr.
+
+    Returns:
+        [B, C].
+    """
+    gradient = softmax_row_gradient(_wide(labels), _wide(derivative))
+    return gradient * scale.to(gradient.dtype)
+
+
 def reduce_rows(rows: Tensor, gradient: Tensor, *, mean: bool) -> tuple[Tensor, Tensor]:
-    """Gathers what repeated rows received, so that each row is written once.
+    """Gathers what repeated rows received, so that each row is written once. Waits for the device (torch.unique).
 
     Args:
         rows: row numbers, int64 [B], repeats allowed.
@@ -47,3 +89,115 @@ def reduce_rows(rows: Tensor, gradient: Tensor, *, mean: bool) -> tuple[Tensor, 
     total = torch.zeros(unique.numel(), gradient.shape[1], dtype=gradient.dtype, device=gradient.device)
     total.index_add_(0, inverse, gradient)
     return unique, total / counts.unsqueeze(1) if mean else total
+
+
+def combine_repeats(rows: Tensor, gradient: Tensor, *, mean: bool) -> Tensor:
+    """Gives every batch entry the sum (or mean) over all entries of the same row.
+
+    Entries of one row then agree, so writing a row more than once writes the same value: an update needs no list of
+    distinct rows, whose length the host would have to wait for.
+
+    Args:
+        rows: int64 [B], repeats allowed.
+        gradient: [B, C].
+        mean: divide by the number of repeats (class tables) or not (instance tables).
+
+    Returns:
+        [B, C], float32 at least, in the batch's order. Repeats are added in the batch's order too, except on CUDA,
+        where torch adds them in any order unless `torch.use_deterministic_algorithms` is on.
+    """
+    gradient = _wide(gradient)
+    ranked, order = torch.sort(rows, stable=True)
+    starts = torch.ones_like(ranked)
+    starts[1:] = ranked[1:] != ranked[:-1]
+    segment = torch.empty_like(rows).scatter_(0, order, starts.cumsum(0) - 1)
+    total = torch.zeros_like(gradient).index_add_(0, segment, gradient)
+    if mean:
+        ones = torch.ones_like(gradient[:, :1])
+        count = torch.zeros_like(ones).index_add_(0, segment, ones)
+        total = total / count.clamp(min=1)  # fewer segments than entries: the rest is empty
+    return total[segment]
+
+
+def sgd_rows_(
+    phi: Tensor,
+    buffer: Tensor | None,
+    touched: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    *,
+    step: Tensor,
+    momentum: float,
+    mean: bool,
+) -> None:
+    """SGD on the rows of a batch, in place: m <- momentum * m + g, phi <- phi - step * m. No other row is written.
+
+    Args:
+        phi: [R, C].
+        buffer: m, [R, C]; None without momentum.
+        touched: bool [R]; set for the rows of the batch.
+        rows: int64 [B], in [0, R), repeats allowed.
+        gradient: one per batch entry, [B, C].
+        step: [].
+        momentum: in [0, 1).
+        mean: repeats are averaged, else summed.
+    """
+    g = combine_repeats(rows, gradient, mean=mean)
+    if momentum > 0:
+        assert buffer is not None
+        g = _wide(buffer[rows]) * momentum + g
+        buffer[rows] = g.to(buffer.dtype)
+    phi[rows] = (_wide(phi[rows]) - step.to(g.dtype) * g).to(phi.dtype)
+    touched[rows] = True
+
+
+def adam_rows_(
+    phi: Tensor,
+    first: Tensor,
+    second: Tensor,
+    steps: Tensor,
+    touched: Tensor,
+    rows: Tensor,
+    gradient: Tensor,
+    *,
+    step: Tensor,
+    betas: tuple[float, float],
+    eps: float,
+    mean: bool,
+) -> None:
+    """Adam (Kingma and Ba, arXiv 1412.6980, algorithm 1) on the rows of a batch, in place, each row on its own clock.
+
+        t <- t + 1;  m <- b1 m + (1 - b1) g;  v <- b2 v + (1 - b2) g^2
+        phi <- phi - step * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+
+    Args:
+        phi: [R, C].
+        first: m, [R, C].
+        second: v, [R, C].
+        steps: t, how often each row was updated, int32 [R].
+        touched: bool [R]; set for the rows of the batch.
+        rows: int64 [B], in [0, R), repeats allowed; a repeat counts as one step.
+        gradient: one per batch entry, [B, C].
+        step: [].
+        betas: b1, b2 in [0, 1).
+        eps: above 0.
+        mean: repeats are averaged, else summed.
+    """
+    g = combine_repeats(rows, gradient, mean=mean)
+    b1, b2 = betas
+    t = steps[rows] + 1
+    m = b1 * _wide(first[rows]) + (1 - b1) * g
+    v = b2 * _wide(second[rows]) + (1 - b2) * g.square()
+    # 1 - b^t in float64: in float32 it loses four digits at b = .999 and t = 1.
+    correction1 = (1 - b1 ** t.double()).to(g.dtype).unsqueeze(1)
+    correction2 = (1 - b2 ** t.double()).to(g.dtype).unsqueeze(1)
+    change = (m / correction1) / ((v / correction2).sqrt() + eps)
+    steps[rows] = t
+    first[rows] = m.to(first.dtype)
+    second[rows] = v.to(second.dtype)
+    phi[rows] = (_wide(phi[rows]) - step.to(g.dtype) * change).to(phi.dtype)
+    touched[rows] = True
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.itemsize < 4 else tensor

@@ -1,0 +1,532 @@
+"""What a user can do wrong at the command line: exit code 2, a message that names it, no traceback, nothing lost.
+
+In-process through the entry point's `_run`, with a recipe so small that a whole run takes a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from distill.cli import _run
+
+TINY = """
+name = "tiny"
+threads = 1
+[data]
+source = "digits"
+train = 60
+validation = 20
+meta = 20
+test = 30
+[data.noise]
+kind = "symmetric"
+rate = 0.3
+redraw = "others"
+[views]
+crop_padding = 1
+count = 2
+[teacher]
+model = "resnet8"
+epochs = 2
+batch_size = 20
+[teacher.labels]
+rule = "instance"
+meta = "held-out"
+meta_batch_size = 10
+[export]
+shard_rows = 50
+[student]
+model = "resnet8"
+epochs = 1
+batch_size = 40
+[compare]
+teachers = ["onehot", "class"]
+"""
+
+FOLDER = """
+name = "folder"
+threads = 1
+[data]
+source = "folder"
+root = "my pictures"
+image_size = 32
+validation = 3
+meta = 3
+test = 3
+[views]
+crop_padding = 2
+flip = true
+count = 2
+[teacher]
+model = "resnet8"
+epochs = 1
+batch_size = 4
+[teacher.labels]
+rule = "instance"
+meta = "held-out"
+[student]
+model = "test_vit"
+epochs = 1
+batch_size = 4
+"""
+
+
+class Outcome(NamedTuple):
+    """What a command left on the screen."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+def _sets(assignments: tuple[str, ...]) -> list[str]:
+    return [word for assignment in assignments for word in ("--set", assignment)]
+
+
+def _content(folder: Path) -> dict[str, str]:
+    """sha256 of every file that does not hold times."""
+    timed = {"run.json", "metrics.jsonl", ".lock"}
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in timed)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
+
+
+@pytest.fixture
+def distill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """`distill("run", "tiny.toml")` in an empty folder that holds tiny.toml."""
+    (tmp_path / "tiny.toml").write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+
+    def command(*words: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["distill", *words])
+        capsys.readouterr()
+        code = _run()
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err, err
+        assert "Warning" not in err, err
+        return Outcome(code, out, err)
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run, to be copied."""
+    base = tmp_path_factory.mktemp("finished")
+    (base / "tiny.toml").write_text(TINY)
+    before = Path.cwd()
+    argv = sys.argv
+    try:
+        os.chdir(base)
+        sys.argv = ["distill", "run", "tiny.toml", "--quiet"]
+        assert _run() == 0
+    finally:
+        os.chdir(before)
+        sys.argv = argv
+    return base / "checkpoints" / "tiny"
+
+
+@pytest.fixture
+def run(distill: Command, finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, where the recipe looks for it."""
+    return Path(shutil.copytree(finished, tmp_path / "checkpoints" / "tiny"))
+
+
+# Override, and what the message has to say.
+REFUSED = [
+    ("techer.epochs=3", "did you mean [teacher]"),
+    ("teacher.epoch=3", "did you mean epochs"),
+    ("teacher.epochs=three", 'found "three"'),
+    ("teacher.epochs=1.5", "expected an integer"),
+    ("teacher.epochs=0", "at least 1"),
+    ("teacher.epochs=1e3", "expected an integer"),
+    ("teacher.epochs=3\nseed=4", "expected an integer"),
+    ("teacher.epochs", "found no '='"),
+    ("teacher=3", "is a table"),
+    ("=3", "is not a field"),
+    (".=3", "is not a table"),
+    ("data.validation=nan", "a finite number"),
+    ("data.validation=true", "a boolean"),
+    ("seed=18446744073709551616", "64 bits"),
+    ("name=../x", "expected a string that matches"),
+    ("device=tpu", "cuda"),
+    ("data.train=1", "none of 0, 1, 2"),
+    ("data.train=100000", "the pool has 1797 images"),
+    ("data.validation=0.99", "the pool has 1797 images"),
+    ("data.test=0", "no test part"),
+    ("data.meta=0", "[data] meta"),
+    ("data.source=cifar10", "not found in data/"),
+    ("data.root=/nope", "part of the package"),
+    ("teacher.model=nosuch", "distill list models"),
+    ("student.model=ResNet8", "Did you mean resnet8"),
+    ("teacher.model_args.foo=3", "unexpected keyword argument 'foo'"),
+    ("student.optimizer.name=nosuch", "expected one of timm's optimisers"),
+    ("teacher.optimizer.name=rmsprop", "[teacher.optimizer] name"),
+    ("teacher.labels.estimator=exact", '"forward-mode"'),
+    ("views.crop_padding=100", "8x8 pixels"),
+    ("views.count=100", "different views"),
+    ("compare.teachers=onehot,foo", 'found "foo"'),
+    ("compare.seeds=0,0", "twice"),
+]
+
+
+@pytest.mark.parametrize(("override", "said"), REFUSED, ids=[repr(override) for override, _ in REFUSED])
+def test_a_refused_override(distill: Command, override: str, said: str) -> None:
+    found = distill("check", "tiny.toml", "--set", override)
+    assert found.code == 2
+    assert said in found.out + found.err
+
+
+BROKEN = {
+    "unfinished": b"name=",
+    "twice": b"name='x'\nname='y'",
+    "open table": b"[data",
+    "no UTF-8": b"name = '\xff'",
+    "binary": b"\x00\x01",
+    "table array": b"[[data]]\nsource='digits'",
+    "not a table": b"data=3",
+    "date": b"[teacher]\nepochs=2024-01-01",
+    "deep": b"x=" + b"[" * 3000,
+    "number": b"name=3",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_recipe(distill: Command, content: bytes) -> None:
+    Path("bad.toml").write_bytes(content)
+    found = distill("check", "bad.toml")
+    assert found.code == 2
+    assert found.err.startswith("error: bad.toml: ")
+
+
+WRONG_WORDS = [
+    ("check", "nofile.toml"),
+    ("check", "."),
+    ("check",),
+    ("bogus",),
+    ("list", "bogus"),
+    ("run", "tiny.toml", "--set"),
+    ("student", "--teacher", "nope"),
+    ("student", "--teacher", "tiny.toml"),
+    ("export", "--teacher", "."),
+    ("student", "--teacher", "x", "-T", "abc"),
+    ("verify", "nope"),
+    ("verify", "."),
+    ("verify", "tiny.toml"),
+]
+
+
+@pytest.mark.parametrize("words", WRONG_WORDS, ids=" ".join)
+def test_wrong_words(distill: Command, words: tuple[str, ...]) -> None:
+    found = distill(*words)
+    assert found.code == 2
+    assert "rror: " in found.err
+
+
+NOISE = {
+    "short.npy": "10 labels, expected 1797",
+    "negative.npy": "label -1 at index 0",
+    "large.npy": "label 10 at index 0",
+    "float.npy": "expected integers",
+    "column.npy": "[1797, 1]",
+    "object.npy": "cannot be read",
+    "empty.npy": "cannot be read",
+    "dup.csv": "index 1 again",
+    "outside.csv": "'99999'",
+    "word.csv": "'seven'",
+    "header.csv": "expected 'index,label'",
+    "binary.csv": "cannot be read",
+    "ext.txt": "ends in .txt",
+    "missing.csv": "is not there",
+}
+
+
+def _write_noise() -> None:
+    rows = 1797
+    arrays = {
+        "short": np.arange(10),
+        "negative": np.full(rows, -1),
+        "large": np.full(rows, 10),
+        "float": np.zeros(rows),
+        "column": np.zeros((rows, 1), int),
+        "object": np.array([{}] * rows, dtype=object),
+        "good": np.arange(rows) % 10,
+    }
+    for name, array in arrays.items():
+        np.save(f"{name}.npy", array)
+    Path("empty.npy").touch()
+    tables = {"dup": "1,2\n1,3\n", "outside": "99999,2\n", "word": "1,seven\n", "good": "1,2\n"}
+    for name, lines in tables.items():
+        Path(f"{name}.csv").write_text("index,label\n" + lines)
+    Path("header.csv").write_text("1,2\n")
+    Path("ext.txt").write_text("index,label\n")
+    Path("binary.csv").write_bytes(b"\xff\xfe\x00")
+
+
+def test_noise_files(distill: Command) -> None:
+    _write_noise()
+    kind = ("data.noise.kind=file", "data.noise.rate=0", "data.noise.redraw=all")
+    for name, said in NOISE.items():
+        found = distill("check", "tiny.toml", *_sets((*kind, f"data.noise.file={name}")))
+        assert found.code == 2, name
+        assert said in found.out, name
+    for name in ("good.npy", "good.csv"):
+        assert distill("check", "tiny.toml", *_sets((*kind, f"data.noise.file={name}"))).code == 0, name
+
+
+def _pictures(root: Path) -> None:
+    modes = ("RGB", "RGBA", "L", "P", "LA", "1", "CMYK", "RGB")
+    sizes = ((20, 30), (64, 17), (33, 33), (5, 9))
+    draws = np.random.default_rng(0)
+    for name in ("cat", "dög ü", "white space"):
+        (root / name).mkdir(parents=True)
+        for number, mode in enumerate(modes):
+            pixels = draws.integers(0, 256, (*sizes[number % 4], 3), dtype=np.uint8)
+            suffix = "jpg" if mode in ("RGB", "CMYK") else "png"
+            Image.fromarray(pixels).convert(mode).save(root / name / f"ï {number}.{suffix}")
+
+
+def test_a_folder_of_odd_pictures_that_then_changes(distill: Command, tmp_path: Path) -> None:
+    root = tmp_path / "my pictures"
+    _pictures(root)
+    Path("folder.toml").write_text(FOLDER)
+    assert distill("run", "folder.toml", "--quiet").code == 0
+    assert distill("verify", "checkpoints/folder").code == 0
+    student = ("student", "--teacher", "checkpoints/folder", "--quiet", "--set", "student.seed=1")
+
+    Image.new("RGB", (9, 9)).save(root / "cat" / "new.png")
+    found = distill(*student)
+    assert found.code == 2
+    assert "data set differs" in found.err
+    (root / "cat" / "new.png").unlink()
+
+    (root / "cat").rename(root / "car")
+    found = distill(*student)
+    assert found.code == 2
+    assert "classes differ" in found.err
+    (root / "car").rename(root / "cat")
+
+    assert distill(*student).code == 0
+
+
+def _cut_jpeg(path: Path) -> None:
+    Image.new("RGB", (500, 500)).save(path)
+    path.write_bytes(path.read_bytes()[:-800])
+
+
+BAD_PICTURES: dict[str, Callable[[Path], object]] = {
+    "empty.png": Path.touch,
+    "text.jpg": lambda path: path.write_text("hello"),
+    "cut.jpg": _cut_jpeg,
+    "link.png": lambda path: path.symlink_to("/nope"),
+    "float.tif": lambda path: Image.fromarray(np.ones((9, 9), np.float32)).save(path),
+}
+
+
+def test_bad_pictures(distill: Command, tmp_path: Path) -> None:
+    root = tmp_path / "my pictures"
+    _pictures(root)
+    Path("folder.toml").write_text(FOLDER)
+    for name, write in BAD_PICTURES.items():
+        write(root / "cat" / name)
+        found = distill("check", "folder.toml")
+        assert found.code == 2, name
+        assert name in found.out
+        (root / "cat" / name).unlink()
+    (root / "cat" / "notes.txt").write_text("no picture")
+    assert distill("check", "folder.toml").code == 0
+
+
+@pytest.mark.parametrize("root", ["/nope", "empty", "tiny.toml", ""])
+def test_folders_that_are_none(distill: Command, root: str) -> None:
+    Path("empty").mkdir()
+    Path("folder.toml").write_text(FOLDER)
+    assert distill("check", "folder.toml", "--set", f"data.root={root}").code == 2
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) * 2 // 3] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "flipped": _flip,
+    "missing": Path.unlink,
+    "emptied": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_verify_names_each_damaged_file(distill: Command, run: Path, damage: Callable[[Path], object]) -> None:
+    names = [
+        path.relative_to(run)
+        for path in sorted(run.rglob("*"))
+        if path.suffix == ".safetensors" or path.name in ("manifest.json", "config.json")
+    ]
+    assert len(names) > 10
+    for name in names:
+        kept = (run / name).read_bytes()
+        damage(run / name)
+        found = distill("verify", str(run))
+        assert found.code == 2, name
+        assert str(name) in found.err
+        (run / name).write_bytes(kept)
+    assert distill("verify", str(run)).code == 0
+
+
+READ_BY_STUDENTS = ["logits/indices.safetensors", "logits/manifest.json", "model.safetensors", "run.json"]
+
+
+@pytest.mark.parametrize("name", READ_BY_STUDENTS)
+def test_a_student_refuses_an_emptied_file(distill: Command, run: Path, name: str) -> None:
+    (run / name).write_bytes(b"")
+    found = distill("student", "--teacher", "tiny", "--quiet", "-T", "2")
+    assert found.code == 2
+    assert name in found.err
+
+
+def test_a_student_refuses_a_flipped_logit(distill: Command, run: Path) -> None:
+    shard = next((run / "logits").glob("view*"))
+    _flip(shard)
+    found = distill("student", "--teacher", "tiny", "--quiet", "-T", "2")
+    assert found.code == 2
+    assert shard.name in found.err
+
+
+def test_a_student_refuses_the_store_of_another_teacher(distill: Command, run: Path) -> None:
+    assert distill("run", "tiny.toml", "--quiet", *_sets(("name=other", "seed=5"))).code == 0
+    shutil.rmtree(run / "logits")
+    shutil.copytree(run.parent / "other" / "logits", run / "logits")
+    found = distill("student", "--teacher", "tiny", "--quiet", "-T", "2")
+    assert found.code == 2
+    assert "teacher differs" in found.err
+    assert distill("verify", str(run)).code == 2
+
+
+def test_another_recipe_never_overwrites_a_finished_teacher(distill: Command, run: Path) -> None:
+    before = _content(run)
+    found = distill("run", "tiny.toml", "--quiet", "--set", "teacher.epochs=1")
+    assert found.code == 2
+    assert "teacher.epochs: 2 -> 1" in found.err
+    assert _content(run) == before
+
+
+@pytest.mark.parametrize("override", ["data.train=50", "seed=3", "data.noise.rate=0.2", "device=cuda:99"])
+def test_a_student_with_other_inputs_than_its_teacher(distill: Command, run: Path, override: str) -> None:
+    before = _content(run)
+    assert distill("student", "--teacher", "tiny", "--quiet", "-T", "2", "--set", override).code == 2
+    after = _content(run)
+    assert {name: after.get(name) for name in before} == before
+
+
+def test_a_run_that_was_moved_still_teaches(
+    distill: Command, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = shutil.move(run, tmp_path / "né w")
+    assert distill("student", "--teacher", "né w", "--quiet", "-T", "2").code == 0
+    monkeypatch.chdir("/")
+    assert distill("student", "--teacher", str(moved), "--quiet", "-T", "3").code == 0
+    monkeypatch.chdir(moved)
+    assert distill("verify", ".").code == 0
+
+
+IN_THE_WAY = ["", "tiny", "tiny/state", "tiny/labels", "tiny/logits", "tiny/students", "tiny/model.safetensors/"]
+
+
+@pytest.mark.parametrize("name", IN_THE_WAY)
+def test_something_in_the_way(distill: Command, tmp_path: Path, name: str) -> None:
+    place = tmp_path / "checkpoints" / name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if name.endswith("/"):
+        place.mkdir()
+    else:
+        place.write_text("mine")
+    found = distill("run", "tiny.toml", "--quiet")
+    assert found.code == 2
+    assert "move it away" in found.err
+    assert name.endswith("/") or place.read_text() == "mine"
+
+
+@pytest.mark.parametrize("limit", [1_000, 50_000, 330_000])
+def test_a_full_disk_and_then_room(distill: Command, finished: Path, tmp_path: Path, limit: int) -> None:
+    """A limit on the size of files stands in for the full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        found = distill("run", "tiny.toml", "--quiet")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert found.code == 2
+    assert "Make room on that disk" in found.err
+    assert distill("run", "tiny.toml", "--quiet").code == 0
+    assert _content(tmp_path / "checkpoints" / "tiny") == _content(finished)
+
+
+def test_json_is_one_object_in_success_and_failure(distill: Command, run: Path) -> None:
+    found = distill("run", "tiny.toml", "--json")
+    assert found.code == 0
+    assert [entry["kind"] for entry in json.loads(found.out)["runs"]] == ["teacher", "student"]
+    found = distill("run", "tiny.toml", "--json", "--set", "a=1")
+    assert found.code == 2
+    assert json.loads(found.out)["exit_code"] == 2
+    found = distill("run", "tiny.toml", "--json", "--set", "teacher.epochs=1")
+    assert found.code == 2
+    assert "another recipe" in json.loads(found.out)["error"]
+    found = distill("check", "tiny.toml", "--json", "--set", "data.train=1")
+    assert found.code == 2
+    assert json.loads(found.out)["problems"]
+
+
+# In a process of its own: forks itself, and kills each child at its k-th finished file.
+_KILLER = """
+import os, signal, sys
+import distill.stages.pipeline
+from distill.cli import _run
+
+def attempt(deadline):
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    replace, left = os.replace, [deadline]
+    def counted(*places, **options):
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*places, **options)
+    os.replace = counted
+    os._exit(_run())
+
+sys.argv = ["distill", "run", "tiny.toml", "--quiet"]
+killed = 0
+for deadline in (1, 4, 6, 9, 3, 5):
+    code = attempt(deadline)
+    killed += code == -signal.SIGKILL
+    if code == 0:
+        break
+assert killed >= 5, killed
+sys.exit(attempt(0))
+"""
+
+
+def test_a_run_killed_again_and_again_ends_with_the_same_bits(distill: Command, finished: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", _KILLER], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    found = _content(tmp_path / "checkpoints" / "tiny")
+    assert {name: digest for name, digest in found.items() if not name.endswith(".tmp")} == _content(finished)
+    assert distill("verify", "checkpoints/tiny").code == 0
