@@ -226,6 +226,9 @@ def record(
                 "learned labels: the look-ahead has no rule for maximize or amsgrad", cure="switch both off."
             )
         rules[name] = build(group, optimizer.state.get(parameter, {}), parameter, keep_state)
+    if clip is not None:
+        # Copied: torch's grouped SGD adds the momentum to the gradients in place when it is Nesterov's.
+        clip = Clip(clip.max_norm, clip.norm, {name: c.clone() for name, c in clip.clipped.items()})
     return LookAhead(rules, clip)
 
 

@@ -23,7 +23,7 @@ from distill.data.loader import Batch
 from distill.errors import BilevelError
 from distill.losses.soft import cross_entropy
 
-MINIMUM_COSINE = 0.999
+MINIMUM_COSINE = {"float32": 0.999, "bfloat16": 0.99}  # bfloat16 rounds the function itself
 MAXIMUM_SCALE = 1.05  # the cosine does not see a wrong factor
 PROBED_IMAGES = 32
 DOUBLE_REACH = 1e-6
@@ -48,10 +48,11 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
         meta: what judges it.
 
     Raises:
-        BilevelError: the estimator that was asked for, or under "auto" every one, has a cosine below .999 with the
-            reference, or a wrong scale, or cannot differentiate this model at all.
+        BilevelError: the estimator that was asked for, or under "auto" every one, has a cosine below .999 (.99 in
+            bfloat16) with the reference, or a wrong scale, or cannot differentiate this model at all.
     """
     names = ORDER[training.precision] if name == "auto" else (name,)
+    minimum = MINIMUM_COSINE[training.precision]
     inner, r = trial_step(training, _head(batch), _head(meta))
     reference, kind = reference_gradient(training.model, inner, r)
     failures = []
@@ -62,16 +63,18 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
         except BilevelError as error:
             failures.append(error.message)
             continue
-        if cosine >= MINIMUM_COSINE and 1 / MAXIMUM_SCALE <= scale <= MAXIMUM_SCALE:
+        if cosine >= minimum and 1 / MAXIMUM_SCALE <= scale <= MAXIMUM_SCALE:
             skipped = f" (passed over: {'; '.join(failures)})" if failures else ""
             return estimator, f"label gradient by {candidate}: cosine {cosine:.6f} with {kind}{skipped}"
         failures.append(
             f"{candidate}: cosine {cosine:.4f}, scale {scale:.3f} against {kind}, "
-            f"expected {MINIMUM_COSINE} or more, and 1 to within {MAXIMUM_SCALE - 1:.0%}"
+            f"expected {minimum} or more, and 1 to within {MAXIMUM_SCALE - 1:.0%}"
         )
     raise BilevelError(
         "learned labels: no estimator passes on this model: " + "; ".join(failures),
-        cure='try teacher.labels.estimator = "auto", another teacher.model, or teacher.precision = "float32".',
+        cure="try another "
+        + ("" if name == "auto" else 'teacher.labels.estimator, or "auto"; or another ')
+        + 'teacher.model; or teacher.precision = "float32".',
     )
 
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from pydantic import BaseModel
@@ -68,11 +66,8 @@ def differences(old: Recipe, new: Recipe, tables: Collection[str]) -> list[str]:
 
 
 def _common_inputs(recipe: Recipe) -> dict[str, Any]:
-    data = recipe.data.model_dump(mode="json", exclude={"root", "download"})
-    if recipe.data.noise.file:
-        # What the file says counts, not where it lies. One that cannot be read is reported when the data are opened.
-        with suppress(OSError):
-            data["noise"]["file"] = hashlib.sha256(Path(recipe.data.noise.file).expanduser().read_bytes()).hexdigest()
+    # Where files lie does not count; what is in them (images, a noise file's labels) is for the stages to add.
+    data = recipe.data.model_dump(mode="json", exclude={"root": True, "download": True, "noise": {"file"}})
     return {"seed": recipe.seed, "data": data}
 
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distill.errors import RecipeError, RunError
 from distill.recipe.load import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe
-from distill.store.atomic import read_json, sha256_of, writable_folder, write_bytes, write_json
+from distill.store.atomic import is_temporary, read_json, sha256_of, writable_folder, write_bytes, write_json
 from distill.store.manifest import installed_versions
 
 RECIPE, RECORD = "recipe.toml", "run.json"
@@ -28,27 +28,28 @@ class _Closed(BaseModel):
 
 
 class StageRecord(_Closed):
-    """A finished stage."""
+    """A finished stage, and what made it: results carry their inputs."""
 
-    digest: str = Field(description="Of everything that decided the result.")
+    digest: str = Field(description="Of everything that decided the result, the data included.")
     seconds: float = Field(description="Time that its training or export took, over all its interruptions.")
     finished: str = Field(description="UTC.")
     metrics: dict[str, float] = Field(description="Last epoch's, and the best epoch's by validation as best_...")
     files: dict[str, str] = Field(description="sha256 of what it wrote, by path in the run folder.")
+    commit: str = Field(description="git commit of the program, '+' when its files were changed, or 'unknown'.")
+    versions: dict[str, str]
+    machine: dict[str, str]
 
 
 class RunRecord(_Closed):
-    """run.json: results carry their inputs."""
+    """run.json."""
 
     schema_version: Literal[1] = 1
     kind: Literal["teacher", "student"]
     name: str
     seed: int
     created: str = Field(description="UTC.")
-    commit: str = Field(description="git commit of the program, '+' when its files were changed, or 'unknown'.")
-    versions: dict[str, str]
-    machine: dict[str, str]
-    teacher: str = Field("", description="Of a student: the digest of the teacher that its store came from.")
+    begun: str = Field(description="Digest of the teacher or student that this folder is for.")
+    teacher: str = Field(default="", description="Of a student: the digest of the teacher that its store came from.")
     stages: dict[str, StageRecord] = Field(default_factory=dict)
 
 
@@ -65,11 +66,23 @@ class Run:
         found = self.record.stages.get(stage)
         return found is not None and found.digest == digest and all((self.folder / f).is_file() for f in found.files)
 
-    def finish(self, stage: str, digest: str, metrics: Mapping[str, float], files: Mapping[str, str]) -> None:
+    def metrics(self, stage: str) -> dict[str, float]:
+        """Of a finished stage."""
+        return self.record.stages[stage].metrics
+
+    def finish(
+        self, stage: str, digest: str, metrics: Mapping[str, float], files: Mapping[str, str], device: str
+    ) -> None:
         """Records a finished stage. Last of all: before this, the stage counts as not done."""
-        numbers = {name: value for name, value in metrics.items() if name != "seconds"}
         stage_record = StageRecord(
-            digest=digest, seconds=metrics["seconds"], finished=now(), metrics=numbers, files=dict(files)
+            digest=digest,
+            seconds=metrics["seconds"],
+            finished=now(),
+            metrics={name: value for name, value in metrics.items() if name != "seconds"},
+            files=dict(files),
+            commit=program_commit(),
+            versions=installed_versions(),
+            machine={**host(), "device": device},
         )
         self._replace(self.record.model_copy(update={"stages": {**self.record.stages, stage: stage_record}}))
 
@@ -79,33 +92,30 @@ class Run:
             rest = {name: kept for name, kept in self.record.stages.items() if name != stage}
             self._replace(self.record.model_copy(update={"stages": rest}))
 
+    def keep_recipe(self, recipe: Recipe) -> None:
+        """Writes the recipe that the folder's files now belong to."""
+        write_bytes(self.folder / RECIPE, dump_recipe(recipe).encode())
+        self.recipe = recipe
+
     def _replace(self, record: RunRecord) -> None:
         write_json(self.folder / RECORD, record.model_dump(mode="json"))
         self.record = record
 
 
 def make_run(
-    folder: Path, recipe: Recipe, *, kind: Literal["teacher", "student"], machine: Mapping[str, str], teacher: str = ""
+    folder: Path, recipe: Recipe, *, kind: Literal["teacher", "student"], begun: str, teacher: str = ""
 ) -> Run:
-    """Makes a run folder, or opens the one that is there and keeps its finished stages.
+    """Opens the run that is there when it is for the same teacher or student, else begins a new one in its place.
 
-    Whether what it holds fits the recipe is for the caller to ask first, see `conflicts`.
+    Whether something would be lost by that is for the caller to ask first.
     """
-    writable_folder(folder)
-    old = open_run(folder).record.stages if (folder / RECORD).exists() else {}
-    record = RunRecord(
-        kind=kind,
-        name=recipe.name,
-        seed=recipe.seed,
-        created=now(),
-        commit=program_commit(),
-        versions=installed_versions(),
-        machine=dict(machine),
-        teacher=teacher,
-        stages=old,
-    )
-    write_bytes(folder / RECIPE, dump_recipe(recipe).encode())
+    if (folder / RECORD).exists():
+        run = open_run(folder)
+        if run.record.begun == begun:
+            return run
+    record = RunRecord(kind=kind, name=recipe.name, seed=recipe.seed, created=now(), begun=begun, teacher=teacher)
     run = Run(folder, recipe, record)
+    run.keep_recipe(recipe)
     run._replace(record)
     return run
 
@@ -157,7 +167,16 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is at work in this run folder",
                 cure="wait for it, or choose another name: --set name=...",
             ) from error
+        _sweep(folder)
         yield
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a killed process was writing; with the lock held, nobody is writing now."""
+    for place in (folder, folder / "state", folder / "labels", folder / "figures"):
+        for path in place.glob(".*.tmp"):
+            if is_temporary(path.name):
+                path.unlink(missing_ok=True)
 
 
 def damaged_files(run: Run) -> list[str]:

@@ -12,9 +12,11 @@ from distill.data.loader import ImageData, ordered_batches
 from distill.errors import ModelError
 from distill.models import zoo
 from distill.models.zoo import ModelSpec
+from distill.recipe.digest import digest
 from distill.recipe.schema import StageRecipe
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights, save_weights
+from distill.store.tensors import sha256_of_tensor
 from distill.training.evaluate import Scores, evaluate
 
 
@@ -40,9 +42,23 @@ def fit_model(stage: StageRecipe, table: str, *, channels: int, image_size: int,
         raise ModelError(f"[{table}] model: {error.message}", cure=error.cure) from error
 
 
+def inputs_digest(recipe_digest: str, data: ImageData) -> str:
+    """Of everything that decides a teacher: its part of the recipe, the images in order, the given labels."""
+    given = sha256_of_tensor(data.labels.given)
+    return digest({"recipe": recipe_digest, "images": data.source.fingerprint(), "given": given})
+
+
 def memory_format(stage: StageRecipe) -> torch.memory_format:
     """How the stage's weights lie in memory."""
     return torch.channels_last if stage.channels_last else torch.preserve_format
+
+
+def create_model(spec: ModelSpec, stage: StageRecipe, table: str) -> nn.Module:
+    """`zoo.create` with errors that name the recipe's table."""
+    try:
+        return zoo.create(spec, pretrained=stage.pretrained)
+    except ModelError as error:
+        raise ModelError(f"[{table}] pretrained: {error.message}", cure=error.cure) from error
 
 
 def write_selected(model: nn.Module, stage: StageRecipe, run: Path) -> dict[str, str]:

@@ -8,16 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.errors import RunError
 from distill.recipe.checks import check_recipe
 from distill.recipe.load import dump_recipe
 from distill.recipe.schema import LabelRule, Recipe
 from distill.report.comparison import Arm, Comparison
-from distill.report.runs import Run, program_commit
+from distill.report.runs import RECORD, Run, program_commit
 from distill.stages.pipeline import run_teacher
 from distill.stages.student import train_student
 from distill.stages.suspects import draw_suspects
 from distill.store.atomic import writable_folder, write_bytes
 from distill.training.events import Listener, Notice
+
+COMPARISON = "comparison.toml"  # the recipe of a comparison's folder
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ def compare(recipe: Recipe, listener: Listener) -> Compared:
     """
     check_recipe(recipe, recipe.name, comparing=True)
     folder = writable_folder(Path(recipe.checkpoints) / f"{recipe.name}-compare")
+    if (folder / RECORD).exists():
+        raise RunError(f"{folder}: is a run of that name, not a comparison", cure="choose another name: --set name=...")
     arms, teachers = [], {}
     cells = [(seed, rule) for seed in recipe.compare.seeds for rule in recipe.compare.teachers]
     for number, (seed, rule) in enumerate(cells, start=1):
@@ -51,14 +56,14 @@ def compare(recipe: Recipe, listener: Listener) -> Compared:
             Arm(
                 rule=rule,
                 seed=seed,
-                teacher=teacher.record.stages["teacher"].metrics,
-                student=student.record.stages["student"].metrics,
+                teacher=teacher.metrics("teacher"),
+                student=student.metrics("student"),
                 temperature=student.recipe.student.loss.temperature,
             )
         )
     comparison = Comparison(name=recipe.name, commit=program_commit(), arms=tuple(arms))
     write_bytes(folder / "table.md", comparison.markdown().encode())
-    write_bytes(folder / "recipe.toml", dump_recipe(recipe).encode())
+    write_bytes(folder / COMPARISON, dump_recipe(recipe).encode())
     example = teachers[_most_telling(recipe), recipe.compare.seeds[0]]
     return Compared(comparison, folder, draw_suspects(example), example)
 
@@ -91,4 +96,4 @@ def _cell(recipe: Recipe, folder: Path, rule: str, seed: int, listener: Listener
 
 
 def _validation_accuracy(student: Run) -> float:
-    return student.record.stages["student"].metrics.get("validation_accuracy", 0.0)
+    return student.metrics("student").get("validation_accuracy", 0.0)

@@ -11,18 +11,18 @@ from torch import Tensor, nn
 
 from distill.data.loader import ImageData, open_data, ordered_batches
 from distill.data.views import view_count
-from distill.errors import RunError
+from distill.errors import RunError, StoreError
 from distill.models import zoo
 from distill.recipe.digest import digest, export_digest, teacher_digest
 from distill.recipe.schema import Recipe
-from distill.report.runs import Run, locked
-from distill.stages.common import model_spec
+from distill.report.runs import RECIPE, Run, locked
+from distill.stages.common import inputs_digest, model_spec
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights
 from distill.store.logits import LogitWriter
-from distill.store.manifest import MANIFEST, Origin, Piece
+from distill.store.manifest import MANIFEST, Origin, Piece, read_manifest
 from distill.store.tensors import sha256_of_tensor
-from distill.training.device import prepare_device
+from distill.training.device import describe_device, prepare_device
 from distill.training.events import ExportProgress, Listener, MetricsFile, StageDone, StageSkipped, fan_out
 from distill.training.interrupt import Interrupted, listen_for_stop
 
@@ -44,23 +44,25 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         UserError: the teacher is not finished, its weights are not those of its record, the disk is full, ...
         Interrupted: asked to stop; finished shards are kept.
     """
-    weights, weights_sha256 = teacher_weights(run, recipe)
+    device = prepare_device(recipe)
+    data = open_data(recipe)
+    weights, weights_sha256 = teacher_weights(run, recipe, data)
     wanted = export_digest(recipe, weights_sha256)
     folder = run.folder / STORE
     if run.done("export", wanted):
         listener(StageSkipped("export", str(run.folder), "already exported with the same inputs"))
         return folder
-    device = prepare_device(recipe)
     with locked(run.folder):
-        overwrite = "export" in run.record.stages  # an older store of this same teacher: other views or format
-        run.forget("export")
         began = time.monotonic()
-        data = open_data(recipe)
         model = load_teacher(recipe, data, weights, device)
         rows = stored_rows(data)
+        origin = origin_of(data, recipe, weights_sha256)
+        overwrite = _is_own_store(folder, origin)
+        run.forget("export")
+        run.keep_recipe(recipe.model_copy(update={"name": run.record.name}))
         writer = LogitWriter(
             folder,
-            origin=origin_of(data, recipe, weights_sha256),
+            origin=origin,
             indices=rows,
             classes=len(data.source.classes),
             views=view_count(recipe.views),
@@ -75,10 +77,20 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         files[f"{STORE}/{MANIFEST}"] = sha256_of(folder / MANIFEST)
         size = sum((run.folder / name).stat().st_size for name in files)
         metrics = {"seconds": time.monotonic() - began, "megabytes": size / 1e6, "rows": float(rows.numel())}
-        run.finish("export", wanted, metrics, files)
-        done = StageDone("export", str(run.folder), metrics["seconds"], run.record.stages["export"].metrics)
+        run.finish("export", wanted, metrics, files, describe_device(device))
+        done = StageDone("export", str(run.folder), metrics["seconds"], run.metrics("export"))
         fan_out(MetricsFile(run.folder / "metrics.jsonl"), listener)(done)
     return folder
+
+
+def _is_own_store(folder: Path, origin: Origin) -> bool:
+    """Whether what is there may make room: an unfinished export, or an older store of this same teacher."""
+    if not (folder / MANIFEST).exists():
+        return True
+    try:
+        return read_manifest(folder).origin.teacher_digest == origin.teacher_digest
+    except StoreError:
+        return False
 
 
 def _write_missing(
@@ -103,6 +115,8 @@ def _write_missing(
                 if stop:
                     raise Interrupted("export", f"in view {piece.view} at row {piece.start}")
             writer.write(piece, torch.cat(logits))
+        if stop:
+            raise Interrupted("export", "before its end")
 
 
 @torch.no_grad()
@@ -129,26 +143,29 @@ def load_teacher(recipe: Recipe, data: ImageData, weights: Path, device: torch.d
     return model.to(device).eval()
 
 
-def teacher_weights(run: Run, recipe: Recipe) -> tuple[Path, str]:
+def teacher_weights(run: Run, recipe: Recipe, data: ImageData) -> tuple[Path, str]:
     """The finished teacher's weights and their sha256.
 
     Raises:
-        RunError: the teacher is not finished, was trained by another recipe, or its file was changed.
+        RunError: the run is a student's, the teacher is not finished or was trained by another recipe or on other data,
+            or its file was changed.
     """
+    if run.record.kind != "teacher":
+        raise RunError(f"{run.folder}: this is a student", cure=f"its teacher is {run.folder.resolve().parents[1]}.")
     record = run.record.stages.get("teacher")
     if record is None:
+        again = f"distill teacher {run.folder / RECIPE} --set checkpoints={run.folder.resolve().parent}"
+        raise RunError(f"{run.folder}: its teacher is not finished", cure=f"run `{again}`.")
+    if record.digest != inputs_digest(teacher_digest(recipe), data):
         raise RunError(
-            f"{run.folder}: its teacher is not finished", cure=f"run `distill teacher {run.folder}/recipe.toml`."
+            f"{run.folder}: its teacher was trained by another recipe, on other images or with other given labels",
+            cure="put back what was changed, or train a teacher under another name.",
         )
-    if record.digest != teacher_digest(recipe):
-        raise RunError(
-            f"{run.folder}: its teacher was trained by another recipe", cure="train it again under another name."
-        )
-    name = "model.safetensors"
-    path = run.folder / name
-    if sha256_of(path) != record.files[name]:
+    path = run.folder / "model.safetensors"
+    expected = record.files.get(path.name)
+    if expected is None or sha256_of(path) != expected:
         raise RunError(f"{path}: sha256 differs from what the teacher wrote", cure="restore the file, or train again.")
-    return path, record.files[name]
+    return path, expected
 
 
 def stored_rows(data: ImageData) -> Tensor:

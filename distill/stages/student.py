@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,20 +12,20 @@ from torch import Tensor, nn
 
 from distill.bilevel.hygiene import training_forward
 from distill.data.loader import Batch, ImageData, open_data, training_batches
-from distill.errors import RunError
+from distill.errors import RunError, StoreError
 from distill.losses.logit import kd
 from distill.losses.soft import cross_entropy
 from distill.models import zoo
 from distill.recipe.checks import check_recipe
 from distill.recipe.digest import student_digest
 from distill.recipe.schema import Recipe
-from distill.report.runs import RECORD, Run, host, locked, make_run, open_run
+from distill.report.runs import RECORD, Run, locked, make_run, open_run
 from distill.seeding import derive, seeded
-from distill.stages.common import evaluator, memory_format, model_spec, write_selected
+from distill.stages.common import create_model, evaluator, memory_format, model_spec, write_selected
 from distill.stages.export import STORE, origin_of, teacher_weights
 from distill.store.atomic import sha256_of
 from distill.store.logits import LogitStore
-from distill.store.manifest import MANIFEST
+from distill.store.manifest import MANIFEST, Origin, read_manifest
 from distill.training.device import describe_device, prepare_device
 from distill.training.events import Listener, MetricsFile, StageDone, StageSkipped, fan_out
 from distill.training.loop import Plan, fit
@@ -57,26 +58,29 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
         raise RunError(
             f"{teacher.folder}: no exported logits", cure=f"run `distill export --teacher {teacher.folder}`."
         )
+    device = prepare_device(recipe)
+    data = open_data(recipe)
+    origin = origin_of(data, recipe, teacher_weights(teacher, recipe, data)[1])
     digest = student_digest(recipe, sha256_of(manifest))
     folder = teacher.folder / STUDENTS / student_name(recipe, digest)
-    device = prepare_device(recipe)
     with locked(folder):
-        run = _open(folder, recipe, device, teacher)
-        if run.done("student", digest):
+        if (folder / RECORD).exists() and (run := open_run(folder)).done("student", digest):
+            (folder / "state" / "student.safetensors").unlink(missing_ok=True)
             listener(StageSkipped("student", str(folder), "already trained with the same inputs"))
             return run
+        store = _open_store(manifest.parent, origin, recipe, teacher.folder)
         metrics_file = MetricsFile(folder / "metrics.jsonl")
         listener = fan_out(metrics_file, listener)
-        data = open_data(recipe)
-        store = LogitStore.open(manifest.parent, expect=origin_of(data, recipe, teacher_weights(teacher, recipe)[1]))
         task = StudentTask(recipe, data, store, device)
+        begun = teacher.record.stages["teacher"].digest
+        run = make_run(folder, recipe, kind="student", begun=digest, teacher=begun)
         schedule = build_schedule(task.optimizer, recipe.student.optimizer, epochs=task.epochs, steps=task.steps)
         evaluate = evaluator(data, device, recipe.export.batch_size)
         plan = Plan("student", folder, digest, task.epochs, task.steps, schedule, evaluate)
         metrics = fit(task, plan, listener, metrics_file)
-        run.finish("student", digest, metrics, _write(task, plan))
+        run.finish("student", digest, metrics, _write(task, plan), describe_device(device))
         plan.state.unlink(missing_ok=True)
-        listener(StageDone("student", str(folder), metrics["seconds"], run.record.stages["student"].metrics))
+        listener(StageDone("student", str(folder), metrics["seconds"], run.metrics("student")))
     return run
 
 
@@ -88,12 +92,16 @@ def student_name(recipe: Recipe, digest: str) -> str:
     return f"{model}-{loss.name}{temperature}-{digest[:8]}"
 
 
-def _open(folder: Path, recipe: Recipe, device: torch.device, teacher: Run) -> Run:
-    if (folder / RECORD).exists():
-        return open_run(folder)
-    machine = {**host(), "device": describe_device(device)}
-    digest = teacher.record.stages["teacher"].digest
-    return make_run(folder, recipe, kind="student", machine=machine, teacher=digest)
+def _open_store(folder: Path, origin: Origin, recipe: Recipe, run: Path) -> LogitStore:
+    """The store, after making sure that it holds what the recipe's views ask for."""
+    stored = read_manifest(folder).origin
+    if stored.views != origin.views:
+        views = " ".join(f"--set views.{name}={json.dumps(value)}" for name, value in origin.views.items())
+        raise StoreError(
+            f"{folder}: holds other views: {stored.views}, expected {recipe.views.model_dump(mode='json')}",
+            cure=f"leave [views] as the store has them, or run `distill export --teacher {run} {views}`.",
+        )
+    return LogitStore.open(folder, expect=origin)
 
 
 class StudentTask:
@@ -109,7 +117,7 @@ class StudentTask:
         self.steps = self.rows.numel() // self.batch_size
         self.spec = model_spec(student, data, "student")
         with seeded(torch.device("cpu"), derive(self.seed, "student-weights")):
-            self.model: nn.Module = zoo.create(self.spec, pretrained=student.pretrained)
+            self.model: nn.Module = create_model(self.spec, student, "student")
         self.model.to(device).to(memory_format=memory_format(student)).train()
         self.optimizer = build_optimizer(self.model, student.optimizer, "student.optimizer")
 

@@ -15,13 +15,12 @@ from distill.data.loader import Batch, ImageData, make_batch, open_data, trainin
 from distill.errors import RunError
 from distill.labels.rules import LabelRule, Learned, Smoothing
 from distill.labels.tables import class_table, instance_table
-from distill.models import zoo
 from distill.recipe.checks import check_recipe
 from distill.recipe.digest import differences, teacher_digest
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
-from distill.report.runs import RECORD, Run, host, locked, make_run, open_run
+from distill.report.runs import RECORD, Run, locked, make_run, open_run
 from distill.seeding import derive, generator, seeded
-from distill.stages.common import evaluator, memory_format, model_spec, write_selected
+from distill.stages.common import create_model, evaluator, inputs_digest, memory_format, model_spec, write_selected
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import save_weights
 from distill.store.labels import LearnedLabels, write_labels
@@ -44,25 +43,30 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
         Interrupted: asked to stop; the same call goes on from there.
     """
     check_recipe(recipe, recipe.name)
-    folder, digest = Path(recipe.checkpoints) / recipe.name, teacher_digest(recipe)
-    _refuse_another_teacher(folder, recipe)
+    folder = Path(recipe.checkpoints) / recipe.name
     device = prepare_device(recipe)
+    data = open_data(recipe)
+    digest = inputs_digest(teacher_digest(recipe), data)
     with locked(folder):
-        run = make_run(folder, recipe, kind="teacher", machine={**host(), "device": describe_device(device)})
-        if run.done("teacher", digest):
+        state = folder / "state" / "teacher.safetensors"
+        _refuse_another_teacher(folder, recipe, digest, state)
+        if (folder / RECORD).exists() and (run := open_run(folder)).done("teacher", digest):
+            state.unlink(missing_ok=True)
             listener(StageSkipped("teacher", str(folder), "already trained with the same inputs"))
             return run
-        run.forget("teacher")
         metrics_file = MetricsFile(folder / "metrics.jsonl")
         listener = fan_out(metrics_file, listener)
-        task = TeacherTask(recipe, open_data(recipe), device, listener)
+        task = TeacherTask(recipe, data, device, listener)
+        # Only now, when data, model and estimator stand, is the folder taken: a failed first try blocks no name.
+        run = make_run(folder, recipe, kind="teacher", begun=digest)
+        run.forget("teacher")
         schedule = build_schedule(task.optimizer, recipe.teacher.optimizer, epochs=task.epochs, steps=task.steps)
         evaluate = evaluator(task.data, device, recipe.export.batch_size)
         plan = Plan("teacher", folder, digest, task.epochs, task.steps, schedule, evaluate)
         metrics = fit(task, plan, listener, metrics_file)
-        run.finish("teacher", digest, metrics, _write(task, plan, run))
+        run.finish("teacher", digest, metrics, _write(task, plan, run), describe_device(device))
         plan.state.unlink(missing_ok=True)
-        listener(StageDone("teacher", str(folder), metrics["seconds"], run.record.stages["teacher"].metrics))
+        listener(StageDone("teacher", str(folder), metrics["seconds"], run.metrics("teacher")))
     return run
 
 
@@ -85,7 +89,7 @@ class TeacherTask:
         self.steps = self.rows.numel() // self.batch_size
         self.spec = model_spec(teacher, data, "teacher")
         with seeded(torch.device("cpu"), derive(recipe.seed, "teacher-weights")):
-            self.model: nn.Module = zoo.create(self.spec, pretrained=teacher.pretrained)
+            self.model: nn.Module = create_model(self.spec, teacher, "teacher")
         self.model.to(device).to(memory_format=memory_format(teacher)).train()
         self.optimizer = build_optimizer(self.model, teacher.optimizer, "teacher.optimizer")
         self.rule = _label_rule(teacher.labels, data, self.rows, self.epochs, device)
@@ -226,14 +230,20 @@ def _write(task: TeacherTask, plan: Plan, run: Run) -> dict[str, str]:
     return files
 
 
-def _refuse_another_teacher(folder: Path, recipe: Recipe) -> None:
-    """A run folder keeps one teacher: what it holds is never overwritten by another."""
+def _refuse_another_teacher(folder: Path, recipe: Recipe, digest: str, state: Path) -> None:
+    """A run folder keeps one teacher: what was trained there, finished or not, is never overwritten by another."""
     if not (folder / RECORD).exists():
         return
-    old = open_run(folder).recipe
-    if teacher_digest(old) != teacher_digest(recipe):
-        changed = differences(old, recipe, ("seed", "data", "views", "teacher"))
+    old = open_run(folder)
+    kept = old.record.stages or state.exists()
+    if kept and old.record.begun != digest:
+        changed = [
+            line
+            for line in differences(old.recipe, recipe, ("seed", "data", "views", "teacher"))
+            if not line.startswith(("data.root:", "data.download:", "data.noise.file:", "views.count:"))
+        ]
+        reason = "; ".join(changed) or "its recipe.toml, the images or the given labels were changed since"
         raise RunError(
-            f"{folder}: holds a teacher of another recipe: {'; '.join(changed)}",
+            f"{folder}: holds a teacher of another recipe: {reason}",
             cure="choose another name (--set name=...), or delete the folder.",
         )

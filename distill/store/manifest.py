@@ -60,7 +60,7 @@ class Origin(Closed):
     """What a store's logits belong to. Two stores with the same origin are interchangeable."""
 
     teacher_digest: str = Field(min_length=1, description="Digest of the teacher's weights and recipe.")
-    recipe_digest: str = Field(min_length=1, description="Digest of the recipe that the export was run with.")
+    recipe_digest: str = Field(min_length=1, description="Digest of the part of the recipe that the teacher was trained by.")
     data_source: str = Field(min_length=1, description="The data set's name.")
     data_fingerprint: str = Field(min_length=1, description="Digest of the images, in order.")
     given_labels_sha256: Sha256 = Field(description="Digest of the given labels, planted noise included.")

@@ -115,7 +115,8 @@ def fit(task: Task, plan: Plan, listener: Listener, metrics_file: MetricsFile) -
         while progress.epoch < plan.epochs:
             _train_epoch(task, plan, progress, listener, stop)
             _end_epoch(task, plan, progress, listener)
-            if stop and progress.epoch < plan.epochs:
+            # After the last epoch too: the caller's next stage must not begin. What is left to do here is short.
+            if stop:
                 raise Interrupted(plan.stage, f"after epoch {progress.epoch} of {plan.epochs}")
     best = {f"best_{name}": value for name, value in progress.best.items()}
     return {**progress.last, **best, "seconds": progress.seconds}

@@ -52,6 +52,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "dampening": {"lr": 0.1, "momentum": 0.9, "dampening": 0.3},
     "nesterov": {"lr": 0.1, "momentum": 0.8, "nesterov": True, "weight_decay": 0.01},
     "clipped": {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.01, "clip": 0.3},
+    "clipped-nesterov-grouped": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "clip": 0.3, "foreach": True},
     "not-clipped": {"lr": 0.1, "momentum": 0.9, "clip": 1e3},
     "adam": {"lr": 0.01, "weight_decay": 0.02, "kind": torch.optim.Adam},
     "adamw": {"lr": 0.01, "weight_decay": 0.02, "kind": torch.optim.AdamW},

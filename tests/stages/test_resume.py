@@ -14,6 +14,7 @@ import torch
 
 from distill.errors import StoreError, UserError
 from distill.recipe.load import dump_recipe
+from distill.report.runs import open_run
 from distill.stages.export import export_teacher
 from distill.stages.pipeline import run_pipeline, run_teacher
 from distill.stages.student import train_student
@@ -137,13 +138,77 @@ def test_another_recipe_does_not_overwrite_a_run(tiny) -> None:
         train_teacher(tiny("teacher.epochs=4"), ignore)
 
 
-def test_other_views_are_exported_anew(tiny) -> None:
+def test_other_views_are_exported_anew_and_students_follow(tiny) -> None:
     recipe = tiny()
     run = run_teacher(recipe, ignore)
     export_teacher(run, tiny("views.count=2"), ignore)
     assert len(list((run.folder / "logits").glob("view*"))) == 2 * 3
-    with pytest.raises(UserError, match="view"):
+    with pytest.raises(UserError, match=r"other views(.|\n)*--set views.count=3"):
         train_student(run, recipe, ignore)
+    again = open_run(run.folder)
+    train_student(again, again.recipe, ignore)
+
+
+def test_other_views_after_an_interrupted_export(tiny) -> None:
+    run = train_teacher(tiny("export.batch_size=50"), ignore)
+    with pytest.raises(Interrupted):
+        export_teacher(run, tiny("export.batch_size=50"), StopAt("export", 0, 350))
+    export_teacher(run, tiny("views.count=2"), ignore)
+    assert len(list((run.folder / "logits").glob("view*"))) == 2 * 3
+
+
+def test_a_stop_at_the_very_end_is_not_lost(tiny) -> None:
+    recipe = tiny()
+    for stage, stop in (("teacher", StopAt("teacher", 2, 4)), ("export", StopAt("export", 0, 780))):
+        with pytest.raises(Interrupted, match=stage):
+            run_pipeline(recipe, stop)
+    run_pipeline(recipe, ignore)
+
+
+def test_a_failed_first_try_does_not_block_the_name(tiny) -> None:
+    for wrong in ("data.train=1", "teacher.model=nosuch", "teacher.optimizer.lr=1e30"):
+        with pytest.raises(UserError):
+            train_teacher(tiny(wrong), ignore)
+    train_teacher(tiny(), ignore)
+
+
+def test_a_skip_keeps_the_record(tiny) -> None:
+    recipe = tiny()
+    run_pipeline(recipe, ignore)
+    record = (Path(recipe.checkpoints) / "tiny/run.json").read_bytes()
+    run_pipeline(tiny("student.epochs=1"), ignore)
+    assert (Path(recipe.checkpoints) / "tiny/run.json").read_bytes() == record
+
+
+def test_an_edited_recipe_in_the_folder_overwrites_nothing(tiny) -> None:
+    run = train_teacher(tiny(), ignore)
+    (run.folder / "recipe.toml").write_text(dump_recipe(tiny("teacher.epochs=2")))
+    with pytest.raises(UserError, match="another recipe"):
+        train_teacher(tiny("teacher.epochs=2"), ignore)
+
+
+def test_changed_labels_are_another_teacher(tiny, tmp_path) -> None:
+    noise = (
+        "data.noise.kind=file",
+        "data.noise.rate=0",
+        "data.noise.redraw=all",
+        f'data.noise.file="{tmp_path}/n.csv"',
+    )
+    (tmp_path / "n.csv").write_text("index,label\n" + "".join(f"{i},3\n" for i in range(300)))
+    run = run_teacher(tiny(*noise), ignore)
+    (tmp_path / "n.csv").write_text("index,label\n" + "".join(f"{i},4\n" for i in range(300)))
+    with pytest.raises(UserError, match="given labels were changed"):
+        train_teacher(tiny(*noise), ignore)
+    with pytest.raises(UserError, match="other given labels"):
+        export_teacher(run, tiny(*noise), ignore)
+
+
+def test_a_failing_export_keeps_the_store(tiny) -> None:
+    recipe = tiny()
+    run = run_teacher(recipe, ignore)
+    with pytest.raises(UserError):
+        export_teacher(run, tiny("data.source=folder", "data.root=/nowhere", "views.count=2"), ignore)
+    assert "export" in open_run(run.folder).record.stages
 
 
 def test_a_damaged_state_is_named_and_nothing_is_lost(tiny) -> None:
