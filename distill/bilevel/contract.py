@@ -36,6 +36,7 @@ class InnerStep:
     log_probabilities: Tensor  # log softmax of the training forward, detached, [B, C]
     seed: int  # of the training forward, so that dropout's masks can be drawn again
     precision: str  # of the training forward: "float32", or "bfloat16" for autocast
+    features: Tensor | None = None  # what the classifier saw in the training forward, [B, D], if the estimator asks
 
 
 class Estimator(Protocol):
@@ -49,6 +50,11 @@ class Estimator(Protocol):
     @property
     def needs_state(self) -> bool:
         """Whether the look-ahead must keep the optimiser's buffers."""
+        ...
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether the training forward must keep what the classifier saw."""
         ...
 
     def __call__(self, model: nn.Module, inner: InnerStep, meta_gradient: Tensors) -> Tensor:

@@ -23,6 +23,7 @@ class FiniteDifference:
     central: bool = False
     reach: float = 1e-3
     needs_state: bool = False
+    needs_features: bool = False
 
     @property
     def name(self) -> str:

@@ -25,6 +25,7 @@ class ForwardMode:
 
     name: str = "forward-mode"
     needs_state: bool = False
+    needs_features: bool = False
 
     def __call__(self, model: nn.Module, inner: InnerStep, meta_gradient: Tensors) -> Tensor:
         """dL_meta/dy, [B, C]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -65,6 +65,36 @@ def silent_forward(
     with untracked(model), _training_pass(model, images.device, seed, precision):
         logits: Tensor = functional_call(model, parameters, (images,))
     return logits
+
+
+def classifier(model: nn.Module) -> nn.Linear:
+    """The last layer, as timm's interface names it.
+
+    Raises:
+        BilevelError: the model names none, or one that is not a plain linear layer.
+    """
+    named: Callable[[], nn.Module] | None = getattr(model, "get_classifier", None)
+    head = named() if named is not None else None
+    if not isinstance(head, nn.Linear):
+        raise BilevelError(
+            f"last-layer: the classifier of {type(model).__name__} is {type(head).__name__}, expected a linear layer",
+            cure='set teacher.labels.estimator = "auto".',
+        )
+    return head
+
+
+@contextmanager
+def kept_features(model: nn.Module, *, wanted: bool) -> Iterator[list[Tensor]]:
+    """Collects what the classifier is given in the body's forward pass, detached, [B, D]; nothing unless wanted."""
+    kept: list[Tensor] = []
+    if not wanted:
+        yield kept
+        return
+    handle = classifier(model).register_forward_pre_hook(lambda module, given: kept.append(given[0].detach()))
+    try:
+        yield kept
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from distill.bilevel import hygiene, lookahead
 from distill.bilevel.contract import Estimator, InnerStep, Tensors
 from distill.bilevel.finite_difference import FiniteDifference
 from distill.bilevel.forward_mode import ForwardMode
+from distill.bilevel.last_layer import LastLayer
 from distill.bilevel.lookahead import LookAhead, SGDRule
 from distill.bilevel.step import Training, meta_gradient
 from distill.bilevel.unrolled import Unrolled
@@ -33,7 +34,9 @@ ESTIMATORS: dict[str, Estimator] = {
     "central": FiniteDifference(central=True),
     "forward-mode": ForwardMode(),
     "unrolled": Unrolled(),
+    "last-layer": LastLayer(),
 }
+APPROXIMATIONS = frozenset({"last-layer"})  # taken when asked for, whatever the cosine, which is told
 # The cheapest first. In bfloat16 finite differences drown in rounding (cosine .3).
 ORDER = {"float32": ("one-sided", "central", "forward-mode", "unrolled"), "bfloat16": ("forward-mode", "unrolled")}
 
@@ -53,7 +56,8 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
     """
     names = ORDER[training.precision] if name == "auto" else (name,)
     minimum = MINIMUM_COSINE[training.precision]
-    inner, r = trial_step(training, _head(batch), _head(meta))
+    keep_features = any(ESTIMATORS[candidate].needs_features for candidate in names)
+    inner, r = trial_step(training, _head(batch), _head(meta), keep_features=keep_features)
     reference, kind = reference_gradient(training.model, inner, r)
     failures = []
     for candidate in names:
@@ -63,6 +67,8 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
         except BilevelError as error:
             failures.append(error.message)
             continue
+        if candidate in APPROXIMATIONS:
+            return estimator, f"label gradient by {candidate}, an approximation: cosine {cosine:.4f} with {kind}"
         if cosine >= minimum and 1 / MAXIMUM_SCALE <= scale <= MAXIMUM_SCALE:
             skipped = f" (passed over: {'; '.join(failures)})" if failures else ""
             return estimator, f"label gradient by {candidate}: cosine {cosine:.6f} with {kind}{skipped}"
@@ -84,16 +90,19 @@ def _head(batch: Batch) -> Batch:
     return Batch(**cut)
 
 
-def trial_step(training: Training, batch: Batch, meta: Batch) -> tuple[InnerStep, Tensors]:
+def trial_step(
+    training: Training, batch: Batch, meta: Batch, *, keep_features: bool = False
+) -> tuple[InnerStep, Tensors]:
     """An inner step and a meta gradient at today's parameters, without stepping."""
     parameters = lookahead.trained_parameters(training.model)
     labels = training.rule.labels(batch.indices, batch.given)
     seed = training.forward_seed(0)
-    with torch.no_grad():
+    with torch.no_grad(), hygiene.kept_features(training.model, wanted=keep_features) as features:
         logits = hygiene.silent_forward(
             training.model, parameters, batch.images, seed=seed, precision=training.precision
         )
-    inner = training.record(batch, 0, logits, labels, None, keep_state=False)  # refuses an optimiser without a rule
+    # Refuses an optimiser without a rule.
+    inner = training.record(batch, 0, logits, labels, None, keep_state=False, features=features)
     # The derivative is on trial here, not the optimiser, which has no state yet: a plain step stands in.
     plain = SGDRule(lr=1.0, momentum=0.0, dampening=0.0, nesterov=False, weight_decay=0.0, first=True)
     inner = replace(inner, look_ahead=LookAhead(dict.fromkeys(parameters, plain)))

@@ -10,7 +10,7 @@ from before the step are kept, because the Jacobian belongs there.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -85,7 +85,15 @@ class Training:
         return Clip(self.clip_norm, norm, {name: p.grad for name, p in parameters.items() if p.grad is not None})
 
     def record(
-        self, batch: Batch, number: int, logits: Tensor, labels: Tensor, clip: Clip | None, *, keep_state: bool
+        self,
+        batch: Batch,
+        number: int,
+        logits: Tensor,
+        labels: Tensor,
+        clip: Clip | None,
+        *,
+        keep_state: bool,
+        features: Sequence[Tensor] = (),
     ) -> InnerStep:
         """Keeps what judging this step's labels will need; to be called before the optimiser's step."""
         parameters = lookahead.trained_parameters(self.model)
@@ -98,6 +106,7 @@ class Training:
             log_probabilities=log_probabilities,
             seed=self.forward_seed(number),
             precision=self.precision,
+            features=features[0] if features else None,
         )
 
 
@@ -193,16 +202,18 @@ class HeldOutStep:
 
     def __call__(self, batch: Batch, number: int, *, learn: bool) -> dict[str, Tensor]:
         """See `Step`."""
-        training = self.training
-        logits = training.forward(batch, number)
+        training, estimator = self.training, self.label_step.estimator
+        with hygiene.kept_features(training.model, wanted=learn and estimator.needs_features) as features:
+            logits = training.forward(batch, number)
         labels = training.rule.labels(batch.indices, batch.given)
         loss = soft_cross_entropy(logits, labels).mean()
         clip = training.backward(loss)
         if not learn:
             training.optimizer.step()
             return {"loss": loss.detach()}
-        keep_state = self.label_step.estimator.needs_state
-        inner = training.record(batch, number, logits, labels, clip, keep_state=keep_state)
+        inner = training.record(
+            batch, number, logits, labels, clip, keep_state=estimator.needs_state, features=features
+        )
         training.optimizer.step()
         meta_loss = self._meta_loss(number)
         r = meta_gradient(meta_loss, training.model, retain_graph=False)
@@ -253,8 +264,9 @@ class NextBatchStep:
 
     def __call__(self, batch: Batch, number: int, *, learn: bool) -> dict[str, Tensor]:
         """See `Step`. `learn` keeps this batch for the next step to judge."""
-        training = self.training
-        logits = training.forward(batch, number)
+        training, estimator = self.training, self.label_step.estimator
+        with hygiene.kept_features(training.model, wanted=learn and estimator.needs_features) as features:
+            logits = training.forward(batch, number)
         pending, self.pending = self.pending, None
         losses, r = {}, None
         if pending is not None:
@@ -268,8 +280,9 @@ class NextBatchStep:
         if pending is not None and r is not None:
             self.label_step(training.model, pending.inner, pending.indices, pending.given, r)
         if learn:
-            keep_state = self.label_step.estimator.needs_state
-            inner = training.record(batch, number, logits, labels, clip, keep_state=keep_state)
+            inner = training.record(
+                batch, number, logits, labels, clip, keep_state=estimator.needs_state, features=features
+            )
             self.pending = Pending(inner, batch.indices, batch.given)
         training.optimizer.step()
         return {name: value.detach() for name, value in {"loss": loss, **losses}.items()}

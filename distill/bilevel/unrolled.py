@@ -18,6 +18,7 @@ class Unrolled:
 
     name: str = "unrolled"
     needs_state: bool = True
+    needs_features: bool = False
 
     def __call__(self, model: nn.Module, inner: InnerStep, meta_gradient: Tensors) -> Tensor:
         """dL_meta/dy, [B, C]."""

@@ -194,7 +194,7 @@ def _cosines(variant: _Variant, batches: list[Batch], refused: dict[str, str]) -
     of a deep ReLU network even float32 double backward strays from float64.
     """
     model = variant.training.model
-    inner, r = trial_step(variant.training, batches[0], batches[1])
+    inner, r = trial_step(variant.training, batches[0], batches[1], keep_features="last-layer" not in refused)
     exact = Unrolled()(*in_double(model, inner, r))
     return {
         name: agreement(estimator(model, inner, r), exact)[0]

@@ -67,7 +67,7 @@ def test_higher_agrees(optimizer: str, warm: int) -> None:
 @pytest.mark.parametrize("optimizer", SETTINGS)
 def test_torchopt_agrees(optimizer: str) -> None:
     torchopt = peer("torchopt")
-    model, opt, images, labels, meta_images, given = setting("conv-batchnorm", optimizer, 0)
+    model, _, images, labels, meta_images, given = setting("conv-batchnorm", optimizer, 0)
     variable = labels.clone().requires_grad_()
     before = torchopt.extract_state_dict(model, by="deepcopy")
     look = torchopt.MetaSGD(model, **cases.OPTIMIZERS[optimizer])

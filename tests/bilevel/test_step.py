@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.bilevel.contract import Estimator
 from distill.bilevel.finite_difference import FiniteDifference
 from distill.bilevel.forward_mode import ForwardMode
-from distill.bilevel.probe import ESTIMATORS, choose_estimator
+from distill.bilevel.last_layer import LastLayer
+from distill.bilevel.probe import APPROXIMATIONS, ESTIMATORS, choose_estimator
 from distill.bilevel.step import HeldOutStep, LabelStep, NextBatchStep, PlainStep, Step, Training
 from distill.bilevel.unrolled import Unrolled
 from distill.data.loader import Batch
@@ -29,22 +31,24 @@ def batch_of(number: int, size: int = cases.B) -> Batch:
     return Batch(rows, images, given, rows, torch.zeros_like(rows))
 
 
-def learned(kind: str, step: float) -> Learned:
+def learned(kind: str, step: float, parametrisation: str = "softmax") -> Learned:
     torch.set_default_dtype(torch.float64)
     try:
         if kind == "class":
-            table = class_table(cases.C, 0.7, torch.device("cpu"))
+            table = class_table(cases.C, 0.7, torch.device("cpu"), parametrisation)
         else:
             given = torch.cat([batch_of(number).given for number in range(N // cases.B)])
-            table = instance_table(torch.arange(N), given, cases.C, 0.7, torch.device("cpu"))
+            table = instance_table(torch.arange(N), given, cases.C, 0.7, torch.device("cpu"), parametrisation)
     finally:
         torch.set_default_dtype(torch.float32)
     return Learned(table, step=step)
 
 
-def build(meta: str, kind: str, step: float, estimator=None, optimizer: str = "nesterov") -> tuple[Training, Step]:
-    model, opt = cases.build("conv-batchnorm", optimizer)
-    training = Training(model, opt, learned(kind, step), seed=5)
+def build(
+    meta: str, kind: str, step: float, estimator: Estimator | None = None, parametrisation: str = "softmax"
+) -> tuple[Training, Step]:
+    model, opt = cases.build("conv-batchnorm", "nesterov")
+    training = Training(model, opt, learned(kind, step, parametrisation), seed=5)
     if meta == "none":
         return training, PlainStep(training)
     label_step = LabelStep(training.rule, estimator or ForwardMode(), 0.0)
@@ -68,11 +72,12 @@ def test_with_label_step_0_training_is_plain_training_to_the_bit(meta: str, kind
 
 @pytest.mark.parametrize("meta", ["held-out", "next-batch"])
 @pytest.mark.parametrize("kind", ["class", "instance"])
-def test_the_fused_step_moves_labels_like_a_slow_one(meta: str, kind: str) -> None:
+@pytest.mark.parametrize("parametrisation", ["softmax", "projected"])
+def test_the_fused_step_moves_labels_like_a_slow_one(meta: str, kind: str, parametrisation: str) -> None:
     """The same run by forward-mode and by double backward, over several steps, label table and weights."""
     results = []
     for estimator in (ForwardMode(), Unrolled()):
-        training, step = build(meta, kind, step=2.0, estimator=estimator)
+        training, step = build(meta, kind, step=0.5, estimator=estimator, parametrisation=parametrisation)
         for number in range(5):
             step(batch_of(number), number, learn=True)
         results.append((training.rule.table.phi, training.model.state_dict()))
@@ -131,7 +136,7 @@ def test_a_meta_gradient_that_is_not_finite_is_an_error() -> None:
         step.check()
 
 
-@pytest.mark.parametrize("name", [*ESTIMATORS, "auto"])
+@pytest.mark.parametrize("name", [*(name for name in ESTIMATORS if name not in APPROXIMATIONS), "auto"])
 @pytest.mark.parametrize("network", cases.NETWORKS)
 def test_the_probe_passes_and_leaves_no_trace(name: str, network: str) -> None:
     model, optimizer = cases.build(network, "momentum")
@@ -186,3 +191,56 @@ def _single(rule: Learned) -> Learned:
 
 def _single_batch(batch: Batch) -> Batch:
     return Batch(batch.indices, batch.images.float(), batch.given, batch.rows, batch.view)
+
+
+class Headed(torch.nn.Module):
+    """A network with timm's name for its last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = list(cases.conv_net())
+        self.body, self.head = torch.nn.Sequential(*layers[:-1]), layers[-1]
+
+    def get_classifier(self) -> torch.nn.Module:
+        return self.head
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize("meta", ["held-out", "next-batch"])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_last_layer_is_exact_when_only_the_head_trains(meta: str, frozen: bool) -> None:
+    results = []
+    for estimator in (LastLayer(), Unrolled()):
+        torch.manual_seed(0)
+        model = Headed().double().train()
+        model.body.requires_grad_(not frozen)
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+        training = Training(model, optimizer, learned("instance", 2.0), seed=5)
+        label_step = LabelStep(training.rule, estimator, 0.0)
+        held_out = HeldOutStep(training, label_step, lambda number: batch_of(1000 + number, cases.M))
+        step = held_out if meta == "held-out" else NextBatchStep(training, label_step)
+        before = training.rule.table.phi.clone()
+        for number in range(4):
+            step(batch_of(number), number, learn=True)
+        results.append(training.rule.table.phi - before)
+    cosine = torch.cosine_similarity(*(moved.flatten() for moved in results), dim=0)
+    if frozen:
+        torch.testing.assert_close(*results, rtol=1e-10, atol=1e-12)
+    else:
+        assert 0 < cosine < 0.9999  # an approximation, which is why the probe tells its cosine
+
+
+def test_last_layer_is_taken_when_asked_for_and_refused_without_a_head() -> None:
+    torch.manual_seed(0)
+    model = Headed().double().train()
+    training = Training(model, torch.optim.SGD(model.parameters(), lr=0.1), learned("instance", 1.0), seed=5)
+    estimator, report = choose_estimator("last-layer", training, batch_of(0), batch_of(1))
+    assert estimator.name == "last-layer"
+    assert "approximation" in report
+    model, optimizer = cases.build("conv-batchnorm", "plain")
+    with pytest.raises(BilevelError, match="expected a linear layer"):
+        choose_estimator(
+            "last-layer", Training(model, optimizer, learned("instance", 1.0), 5), batch_of(0), batch_of(1)
+        )

@@ -79,6 +79,18 @@ def test_momentum_is_torch_s() -> None:
     torch.testing.assert_close(table.phi, phi.detach())
 
 
+def test_projected_rows_stay_on_the_simplex() -> None:
+    table = instance_table(torch.arange(6), torch.arange(6) % 4, 4, 0.8, CPU, "projected")
+    torch.testing.assert_close(table.all_labels(), instances().all_labels())
+    optimizer = RowSGD(table, step=3.0, momentum=0.5)
+    rows = torch.tensor([0, 2, 2, 5])
+    for _ in range(5):
+        optimizer.update(rows, table.labels(rows), torch.randn(4, 4))
+        torch.testing.assert_close(table.all_labels().sum(-1), torch.ones(6))
+        assert table.all_labels().min() > 0
+    torch.testing.assert_close(table.phi[1], instances().all_labels()[1])
+
+
 def test_smoothing_is_timm_s_convention() -> None:
     """eps/C on every class."""
     labels = Smoothing(5, 0.1).labels(torch.tensor([0]), torch.tensor([2]))
