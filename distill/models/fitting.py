@@ -8,6 +8,7 @@ The one that is taken runs once with real numbers.
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from distill.errors import ModelError
 from distill.models.build import build, quiet
+from distill.models.cifar import NETWORKS
 from distill.models.small import ENLARGED, PREFIX, Enlarged
 from distill.models.spec import Json
 
@@ -127,8 +129,18 @@ def _check_given(request: Request, common: Mapping[str, Json]) -> None:
     except Exception as error:  # whatever a constructor of timm's raises
         raise ModelError(
             f"model {request.name!r} cannot be built with arguments {request.given}: {_reason(error)}",
-            cure="See the model's constructor in timm for what it takes",
+            cure=_takes(request.name),
         ) from error
+
+
+def _takes(name: str) -> str:
+    """Which arguments a model knows, or where that is written."""
+    if name not in NETWORKS:
+        return "See the model's constructor in timm for what it takes"
+    known = [
+        known for known in inspect.signature(NETWORKS[name][0]).parameters if known not in ("num_classes", "in_chans")
+    ]
+    return f"It takes {', '.join(known)}"
 
 
 def _candidates(request: Request, trials: list[Trial]) -> Iterator[tuple[str, dict[str, Json]]]:

@@ -29,7 +29,7 @@ def create_pretrained(spec: ModelSpec) -> nn.Module:
         ModelError: there are no such weights, they cannot be reached, or they do not fit the architecture.
     """
     is_enlarged = spec.architecture == ENLARGED
-    name = str(spec.arguments["base"]) if is_enlarged else spec.architecture
+    name = _published_as(spec)
     skipped = {"base", "size"} if is_enlarged else set()
     arguments = {k: v for k, v in spec.arguments.items() if k not in skipped}
     # A safetensors file by its path: timm's own search would fall back to pickled files.
@@ -50,8 +50,37 @@ def create_pretrained(spec: ModelSpec) -> nn.Module:
     return model
 
 
+def find_weights(spec: ModelSpec) -> str | None:
+    """Path of the weights in the Hub's cache; None when they would have to be downloaded, which seems possible.
+
+    Raises:
+        ModelError: there are no such weights, or they cannot be reached.
+    """
+    return _find(spec.name, *_address(spec.name, _published_as(spec)))
+
+
+def _published_as(spec: ModelSpec) -> str:
+    """timm's name of the model whose weights are loaded."""
+    return str(spec.arguments["base"]) if spec.architecture == ENLARGED else spec.architecture
+
+
 def _fetch(asked: str, name: str) -> str:
     """Path of the safetensors file with the weights of a timm model, downloaded if need be."""
+    repository, filename, revision = _address(asked, name)
+    found = _find(asked, repository, filename, revision)
+    if found is not None:
+        return found
+    try:
+        return huggingface_hub.hf_hub_download(repository, filename, revision=revision)
+    except Exception as error:  # the Hub's client passes on what its HTTP library raises
+        raise ModelError(
+            f"model {asked!r}: {repository}/{filename} could not be downloaded: {type(error).__name__}: {error}",
+            cure=_OFFLINE_CURE,
+        ) from error
+
+
+def _address(asked: str, name: str) -> tuple[str, str, str | None]:
+    """Repository, file and revision on the Hub."""
     config = get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
         if name.startswith(PREFIX):
@@ -64,17 +93,16 @@ def _fetch(asked: str, name: str) -> str:
         # The same weights, converted, lie beside the pickled file under this name; where they do not, it is an error.
         filename = "open_clip_model.safetensors" if "open_clip" in filename else "model.safetensors"
     repository, _, revision = config.hf_hub_id.partition("@")
+    return repository, filename, revision or None
+
+
+def _find(asked: str, repository: str, filename: str, revision: str | None) -> str | None:
+    """Path of the file in the cache; None when it is not there and the network is worth a try."""
     try:
-        return huggingface_hub.hf_hub_download(repository, filename, revision=revision or None, local_files_only=True)
+        return huggingface_hub.hf_hub_download(repository, filename, revision=revision, local_files_only=True)
     except Exception:  # not in the cache, whatever the Hub's client calls that
         _require_network(asked, f"{repository}/{filename}")
-    try:
-        return huggingface_hub.hf_hub_download(repository, filename, revision=revision or None)
-    except Exception as error:  # the Hub's client passes on what its HTTP library raises
-        raise ModelError(
-            f"model {asked!r}: {repository}/{filename} could not be downloaded: {type(error).__name__}: {error}",
-            cure=_OFFLINE_CURE,
-        ) from error
+    return None
 
 
 def _require_network(asked: str, what: str) -> None:

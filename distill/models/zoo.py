@@ -18,9 +18,9 @@ from distill.models import fitting
 from distill.models.build import build
 from distill.models.saving import save_for_timm
 from distill.models.spec import Json, ModelSpec, check_arguments, list_models, resolve
-from distill.models.weights import create_pretrained
+from distill.models.weights import create_pretrained, find_weights
 
-__all__ = ["Json", "ModelSpec", "create", "fit", "list_models", "parameter_count", "save_for_timm"]
+__all__ = ["Json", "ModelSpec", "check_pretrained", "create", "fit", "list_models", "parameter_count", "save_for_timm"]
 
 
 def fit(
@@ -65,6 +65,15 @@ def create(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:
     if pretrained:
         return create_pretrained(spec)
     return build(spec.architecture, spec.arguments)
+
+
+def check_pretrained(spec: ModelSpec) -> None:
+    """Whether pretrained weights are published, and are in the cache or seem to be in reach; downloads nothing.
+
+    Raises:
+        ModelError: they cannot be had.
+    """
+    find_weights(spec)
 
 
 def parameter_count(spec: ModelSpec) -> int:

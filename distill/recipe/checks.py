@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from distill.errors import RecipeError
-from distill.recipe.schema import LEARNED_RULES, OptimizerRecipe, Recipe, StageRecipe
+from distill.recipe.schema import LEARNED_RULES, LossRecipe, OptimizerRecipe, Recipe, StageRecipe
 
 # Sources that torchvision can download, and those without a test part of their own.
 _DOWNLOADABLE = frozenset({"fashion-mnist", "cifar10", "cifar100"})
 _UNDIVIDED = frozenset({"digits"})
 # timm's names for torch's SGD, Adam and AdamW, the optimisers that the look-ahead of learned labels has a rule for.
 _LOOK_AHEAD = ("momentum", "sgd", "nesterov", "adam", "adamw")
+# Fields of [student.loss] that a loss does not read.
+_UNUSED: dict[str, tuple[str, ...]] = {"ce": ("temperature", "hard_weight", "soft_weight"), "kd": ()}
 
 
 def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
@@ -37,7 +39,7 @@ def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
         *_labels(recipe, sorted(learned)),
         *_stage(recipe, "student", recipe.student, recipe.student.optimizer),
         *_loss(recipe),
-        *_compare(recipe),
+        *_compare(recipe, comparing),
     ]
 
 
@@ -53,7 +55,7 @@ def _data(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
     for name, size in (("validation", data.validation), ("meta", data.meta), ("test", data.test)):
         if isinstance(size, float) and size >= 1:
-            yield f"[data] {name}: found {size!r}, expected a whole number of images, or a share below 1"
+            yield f"[data] {name}: found {size!r}, expected a number of images, or a share below 1"
     if data.source in _UNDIVIDED and data.test == 0:
         yield f'[data] test: found 0, expected some images: the source "{data.source}" has no test part of its own'
     if data.source == "folder" and not data.root:
@@ -169,14 +171,28 @@ def _labels(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
         )
 
 
+def unused_by_loss(loss: LossRecipe) -> dict[str, float]:
+    """The fields of [student.loss] that its loss does not read, with their defaults."""
+    return {name: LossRecipe.model_fields[name].default for name in _UNUSED[loss.name]}
+
+
 def _loss(recipe: Recipe) -> Iterator[str]:
     loss = recipe.student.loss
+    for name, default in unused_by_loss(loss).items():
+        found = getattr(loss, name)
+        if found != default:
+            yield f'[student.loss] {name}: found {found:g}, but the loss "{loss.name}" has none; leave it out'
     if loss.name == "kd" and loss.hard_weight == 0 and loss.soft_weight == 0:
         yield "[student.loss] soft_weight: found 0 with hard_weight = 0, expected one of them above 0"
 
 
-def _compare(recipe: Recipe) -> Iterator[str]:
+def _compare(recipe: Recipe, comparing: bool) -> Iterator[str]:
     compare = recipe.compare
+    if comparing and recipe.student.seed is not None and len(compare.seeds) > 1:
+        yield (
+            f"[student] seed: found {recipe.student.seed} with {len(compare.seeds)} seeds in [compare], "
+            "each of which is to train a student of its own; leave it out"
+        )
     lists: dict[str, Sequence[object]] = {
         "teachers": compare.teachers,
         "seeds": compare.seeds,

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import types
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -81,6 +82,8 @@ def key(name: str) -> str:
 def expected(annotation: Any, metadata: Iterable[object] = ()) -> str:
     """What a field takes, as the end of a sentence: "an integer of at least 1 or "orbit""."""
     annotation, metadata = _unwrap(annotation, metadata)
+    if words := _bound(metadata, "words"):
+        return str(words)
     if _is_union(annotation):
         members = [expected(arg, metadata) for arg in get_args(annotation) if arg is not type(None)]
         return " or ".join(dict.fromkeys(members))
@@ -202,6 +205,8 @@ def _default(info: FieldInfo) -> str:
 def _limits(annotation: Any, metadata: Iterable[object]) -> str:
     """The range in words, such as "from 0.0 to 1.0"; for an array that of its items."""
     annotation, metadata = _unwrap(annotation, metadata)
+    if words := _bound(metadata, "words"):
+        return str(words)
     if _is_union(annotation):
         limits = (_limits(arg, metadata) for arg in get_args(annotation) if get_origin(arg) is not Literal)
         return next(filter(None, limits), "")
@@ -210,8 +215,7 @@ def _limits(annotation: Any, metadata: Iterable[object]) -> str:
     if annotation not in (int, float, str):
         return ""
     if annotation is str:
-        pattern = _bound(metadata, "pattern")
-        return f"that matches {pattern}" if pattern else "that is not empty" if _bound(metadata, "min_length") else ""
+        return "that is not empty" if _bound(metadata, "min_length") else ""
     at_least, above = _bound(metadata, "ge"), _bound(metadata, "gt")
     at_most, below = _bound(metadata, "le"), _bound(metadata, "lt")
     if at_least is not None and at_most is not None:
@@ -265,9 +269,11 @@ def _short(text: str, limit: int = 60) -> str:
 
 
 def unstorable(value: object) -> str:
-    """Why a value of a free table cannot be digested and written again, or ""."""
+    """Why a value cannot be digested, written again or printed, or ""."""
     if isinstance(value, str) and not _is_unicode(value):
         return "expected Unicode text"
+    if isinstance(value, str) and any(unicodedata.category(character) == "Cc" for character in value):
+        return "expected text without control characters"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "expected an integer of 64 bits"
     if isinstance(value, float) and not math.isfinite(value):

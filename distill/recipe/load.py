@@ -88,7 +88,8 @@ def _read(path: Path) -> str:
         if path.is_dir():
             raise RecipeError(f"{path}: found a folder, expected a TOML file", cure=cure)
         if not path.is_file():
-            raise RecipeError(f"{path}: no such file", cure=cure)
+            found = "found no regular file, expected a TOML file" if path.exists() else "no such file"
+            raise RecipeError(f"{path}: {found}", cure=cure)
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -210,7 +211,7 @@ def _unknown(table: Sequence[str], name: str, *, is_table: bool = False) -> str:
 
 
 def _unstorable(value: object, location: Location = ()) -> Iterator[tuple[Location, str]]:
-    """Values that TOML has but a digest or a written recipe has not; the schema lets them into free tables only."""
+    """Values that the schema lets through, but that a digest, a written recipe or a path cannot hold."""
     reason = fields.unstorable(value)
     if len(location) > _DEEPEST:
         yield location, f"{_shown(location[:2])}: expected at most {_DEEPEST} levels of nesting"
@@ -234,6 +235,9 @@ def _assign(raw: dict[str, Any], text: str, places: dict[Location, str]) -> Iter
     parts = tuple(part.strip() for part in key.strip().split("."))
     if not equals:
         yield f"{origin}: found no '=', expected table.field=value, such as teacher.epochs=3"
+        return
+    if not all(parts):
+        yield f"{origin}: found no name before '=', expected table.field=value, such as teacher.epochs=3"
         return
     table, rest, model = _descend(parts)
     if not rest:

@@ -6,12 +6,23 @@ imports torch, so that a bad recipe is refused within a fraction of a second.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+
+@dataclass(frozen=True)
+class Words:
+    """What a field expects, where its type and bounds do not say it well."""
+
+    words: str
+
+
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Part = Annotated[int | float, Words("a number of images, or a share below 1")]
+Temperature = Annotated[float, Field(ge=0.01, le=1000)]
 LabelRule = Literal["onehot", "smoothing", "class", "instance"]
 LEARNED_RULES: frozenset[str] = frozenset({"class", "instance"})
 
@@ -59,13 +70,13 @@ class DataRecipe(Table):
     train: Count | None = Field(
         default=None, description="Use only so many training images; default: all that are left."
     )
-    validation: int | float = Field(
+    validation: Part = Field(
         default=0.1, ge=0, description="Images to choose by: a number, or a share of the training pool."
     )
-    meta: int | float = Field(
+    meta: Part = Field(
         default=0, ge=0, description="Images that judge the labels: a number, or a share of the training pool."
     )
-    test: int | float = Field(
+    test: Part = Field(
         default=0.2,
         ge=0,
         description="Images to report on, for sources without a test part of their own: a number or a share.",
@@ -130,7 +141,7 @@ class LabelsRecipe(Table):
         default="auto", description="How the directional derivative is taken; auto: the cheapest that passes the probe."
     )
     step: float = Field(
-        default=1.0, ge=0, description="Label step, on the derivative without the factor lr/B; 0: labels stay."
+        default=1.0, ge=0, le=1e6, description="Label step, on the derivative without the factor lr/B; 0: labels stay."
     )
     momentum: float = Field(default=0.0, ge=0, lt=1, description="Momentum of the label step, per row.")
     meta_gradient_mean: float = Field(
@@ -187,8 +198,8 @@ class LossRecipe(Table):
     name: Literal["kd", "ce"] = Field(
         default="kd", description="kd: Hinton's distillation; ce: hard labels only, a control."
     )
-    temperature: float = Field(
-        default=4.0, gt=0, description="Temperature of teacher and student in the distillation term."
+    temperature: Temperature = Field(
+        default=4.0, description="Temperature of teacher and student in the distillation term."
     )
     hard_weight: float = Field(default=0.1, ge=0, description="Weight of the cross-entropy with the hard labels.")
     soft_weight: float = Field(default=0.9, ge=0, description="Weight of T^2 KL(teacher || student).")
@@ -214,7 +225,7 @@ class CompareRecipe(Table):
     seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = Field(
         default=(0,), description="Every teacher and student is trained once with each."
     )
-    temperatures: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)] = Field(
+    temperatures: Annotated[tuple[Temperature, ...], Field(strict=False)] = Field(
         default=(), description="Student temperatures; validation chooses one per teacher. Empty: the student's own."
     )
 
@@ -222,14 +233,20 @@ class CompareRecipe(Table):
 class Recipe(Table):
     """One file describes one run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="The run folder's name.")
+    name: Annotated[str, Words("at most 100 letters, digits, . _ -, the first a letter or a digit")] = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="The run folder's name."
+    )
     seed: int = Field(
         default=0, ge=0, description="Seed of the split, the noise, the weights, the order and the views."
     )
     checkpoints: str = Field(default="checkpoints", min_length=1, description="Folder where runs land.")
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N.")
+    device: Annotated[str, Words("auto, cpu, cuda or cuda:N")] = Field(
+        default="auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="Where torch computes.",
+    )
     threads: int = Field(
-        default=0, ge=0, description="CPU threads for torch; 0: torch's own choice. Results depend on it."
+        default=0, ge=0, le=1024, description="CPU threads for torch; 0: torch's own choice. Results depend on it."
     )
     data: DataRecipe = Field(default_factory=DataRecipe, description="The images.")
     views: ViewsRecipe = Field(default_factory=ViewsRecipe, description="Augmentation.")

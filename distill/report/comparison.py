@@ -53,13 +53,13 @@ class Comparison:
             "epoch that validation chose. Labels right: share of the training labels that are true, given -> learned."
         )
 
-    def rich(self) -> Table:
-        """For the terminal."""
+    def rich(self, plus_minus: str = "±") -> Table:
+        """For the terminal; `plus_minus` is the sign before a standard deviation."""
         table = Table(*HEADERS, title=self.name, caption=self.caption(), caption_justify="left")
         for column in table.columns[2:]:
             column.justify = "right"
         for row in self.rows():
-            table.add_row(*row, end_section=row[0] == "")
+            table.add_row(*[cell.replace("±", plus_minus) for cell in row], end_section=row[0] == "")
         return table
 
     def markdown(self) -> str:

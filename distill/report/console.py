@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -11,17 +12,27 @@ from rich.table import Table
 from distill.report.comparison import Comparison
 from distill.report.runs import Run
 
-_SHOWN = ("test_accuracy", "test_nll", "test_ece", "validation_accuracy", "best_test_accuracy", "best_epoch")
+# Without a terminal there is no width to keep to: a log should hold whole words.
+_WIDE = 140
+_COLUMNS = ("stage", "test %", "NLL", "ECE %", "valid %", "best (epoch)", "labels right %")  # 80 columns hold them
+_CAPTION = (
+    "Accuracy, NLL and ECE on the test part and accuracy on validation, after the last epoch; test accuracy of the "
+    "epoch that validation chose; share of the training labels that are true, given -> learned."
+)
+
+
+def console() -> Console:
+    """Standard output: as wide as the terminal, or wide enough where there is none."""
+    return Console() if sys.stdout.isatty() else Console(width=_WIDE)
 
 
 def print_runs(console: Console, runs: Sequence[Run], next_commands: Sequence[str]) -> None:
     """Results of finished runs, where they lie, and what to try next."""
-    table = Table("stage", *[name.replace("_", " ") for name in _SHOWN], "given labels right", "learned labels right")
+    table = Table(*_COLUMNS, caption=_CAPTION, caption_justify="left")
     for run in runs:
         for stage, record in run.record.stages.items():
             if "test_accuracy" in record.metrics:
-                names = (*_SHOWN, "given_right", "labels_right")
-                table.add_row(stage, *[_shown(name, record.metrics.get(name)) for name in names])
+                table.add_row(stage, *_cells(record.metrics))
     if table.row_count:
         console.print(table)
     for run in runs:
@@ -33,7 +44,8 @@ def print_comparison(
     console: Console, comparison: Comparison, folder: Path, example: Path, picture: Path | None
 ) -> None:
     """The table, the picture, the folders and the next three commands."""
-    console.print(comparison.rich())
+    # What the encoding lacks would be printed as a longer escape, out of line.
+    console.print(comparison.rich(plus_minus="±" if console.encoding.startswith("utf") else "+-"))
     if picture is not None:
         _line(console, f"suspected label errors (picture): {picture}")
     _line(console, f"comparison: {folder}")
@@ -60,9 +72,22 @@ def _line(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _shown(name: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    if name == "best_epoch":
-        return f"{value:.0f}"
-    return f"{value:.3f}" if name.endswith("nll") else f"{100 * value:.1f} %"
+def _cells(metrics: Mapping[str, float]) -> tuple[str, ...]:
+    best = _percent(metrics, "best_test_accuracy")
+    if "best_epoch" in metrics:
+        best += f" ({metrics['best_epoch']:.0f})"
+    labels = _percent(metrics, "given_right")
+    if "labels_right" in metrics:
+        labels += f" -> {_percent(metrics, 'labels_right')}"
+    return (
+        _percent(metrics, "test_accuracy"),
+        f"{metrics['test_nll']:.3f}" if "test_nll" in metrics else "-",
+        _percent(metrics, "test_ece"),
+        _percent(metrics, "validation_accuracy"),
+        best,
+        labels,
+    )
+
+
+def _percent(metrics: Mapping[str, float], name: str) -> str:
+    return f"{100 * metrics[name]:.1f}" if name in metrics else "-"

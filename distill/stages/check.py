@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from distill.recipe.schema import LEARNED_RULES, Recipe, StageRecipe
 from distill.stages.common import fit_model
 from distill.stages.export import stored_rows
 from distill.stages.teacher import training_rows
+from distill.store.atomic import check_place
 from distill.store.manifest import ITEM_BYTES
 from distill.training.device import prepare_device
 from distill.training.schedule import build_optimizer
@@ -32,16 +36,28 @@ class PlanReport:
     where: str
     plan: dict[str, dict[str, Any]] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what will not be done quite as it is written
 
     def record(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {"recipe": self.where, "plan": self.plan, "problems": self.problems}
+        """For `--json`; with problems also what every failed command gives: error, cure, exit_code."""
+        found = {"recipe": self.where, "plan": self.plan, "notes": self.notes, "problems": self.problems}
+        if not self.problems:
+            return found
+        return found | {"error": "\n".join(self.problems), "cure": "Mend the recipe.", "exit_code": 2}
+
+    def add(self, error: UserError) -> None:
+        """Notes a problem. Of two reports on the same field the later one stays: it has seen more than the recipe."""
+        place = _field_of(error.message)
+        if place:
+            self.problems = [problem for problem in self.problems if _field_of(problem) != place]
+        self.problems.append(" -> ".join(part for part in (error.message, error.cure) if part))
 
     def text(self) -> str:
         """For people."""
-        lines = [f"{self.where}: {'sound' if not self.problems else f'{len(self.problems)} problems'}"]
+        lines = [f"{self.where}: {'sound' if not self.problems else _counted(len(self.problems))}"]
         for table, values in self.plan.items():
             lines.append(f"  {table:8} " + ", ".join(f"{name} {value}" for name, value in values.items()))
+        lines += [f"  note: {note}" for note in self.notes]
         lines += [f"  problem: {problem}" for problem in self.problems]
         return "\n".join(lines)
 
@@ -55,6 +71,8 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
     with _collected(report):
         prepare_device(recipe)
     with _collected(report):
+        check_place(Path(recipe.checkpoints) / recipe.name)
+    with _collected(report):
         data = open_data(recipe)
         channels, side, _ = data.shape
         shape = (channels, side, data.num_classes)
@@ -63,6 +81,11 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
         with _collected(report):
             if shape is not None:
                 report.plan[table] = _stage_plan(recipe, table, stage, shape, data)
+        with _collected(report, f"[{table}] pretrained: "):
+            if shape is not None and stage.pretrained and table in report.plan:
+                zoo.check_pretrained(_spec(table, stage, shape))
+        if data is not None:
+            report.notes += _lowered(recipe, table, stage, data)
         with _collected(report):
             # Names and settings do not depend on the model, so a small one will do.
             build_optimizer(torch.nn.Linear(1, 1), stage.optimizer, f"{table}.optimizer")
@@ -75,17 +98,29 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
 class _collected:  # noqa: N801
     """Turns a UserError of the body into a problem of the report."""
 
-    def __init__(self, report: PlanReport) -> None:
-        self.report = report
+    def __init__(self, report: PlanReport, place: str = "") -> None:
+        self.report, self.place = report, place
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, UserError):
-            self.report.problems.append(" -> ".join(part for part in (error.message, error.cure) if part))
+            self.report.add(UserError(f"{self.place}{error.message}", cure=error.cure))
             return True
         return False
+
+
+def _field_of(problem: str) -> str:
+    """`data.image_size` of `[data] image_size: ...` and of `data.image_size = 3, ...`; "" where no field is named."""
+    found = re.match(r"(?:\[([a-z_.]+)\] ([a-z_]+):|([a-z]+\.[a-z_.]+) (?:=|is) )", problem)
+    if found is None:
+        return ""
+    return found[3] or f"{found[1]}.{found[2]}"
+
+
+def _counted(problems: int) -> str:
+    return f"{problems} problem{'' if problems == 1 else 's'}"
 
 
 def _data_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
@@ -103,11 +138,15 @@ def _data_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     }
 
 
+def _spec(table: str, stage: StageRecipe, shape: tuple[int, int, int]) -> ModelSpec:
+    channels, side, classes = shape
+    return fit_model(stage, table, channels=channels, image_size=side, classes=classes)
+
+
 def _stage_plan(
     recipe: Recipe, table: str, stage: StageRecipe, shape: tuple[int, int, int], data: ImageData | None
 ) -> dict[str, Any]:
-    channels, side, classes = shape
-    spec: ModelSpec = fit_model(stage, table, channels=channels, image_size=side, classes=classes)
+    spec = _spec(table, stage, shape)
     extra = {name: v for name, v in spec.arguments.items() if name not in ("num_classes", "in_chans")}
     plan: dict[str, Any] = {
         "model": spec.architecture + (f" {extra}" if extra else ""),
@@ -115,7 +154,7 @@ def _stage_plan(
         "epochs": stage.epochs,
     }
     if data is not None:
-        rows = training_rows(data, recipe.teacher.labels) if table == "teacher" else stored_rows(data)
+        rows = _rows(recipe, table, data)
         steps = steps_per_epoch(rows.numel(), stage.batch_size)
         plan |= {"training images": rows.numel(), "steps": f"{stage.epochs} x {steps} = {stage.epochs * steps}"}
     labels = recipe.teacher.labels
@@ -123,6 +162,22 @@ def _stage_plan(
         learned = labels.rule in LEARNED_RULES
         plan["labels"] = f"{labels.rule}, {labels.meta} meta, {labels.estimator}" if learned else labels.rule
     return plan
+
+
+def _lowered(recipe: Recipe, table: str, stage: StageRecipe, data: ImageData) -> Iterator[str]:
+    """Batch sizes above the number of images that there are."""
+    images = _rows(recipe, table, data).numel()
+    if stage.batch_size > images:
+        yield f"[{table}] batch_size: {stage.batch_size} is lowered to {images}, the number of its training images"
+    labels, meta = recipe.teacher.labels, data.splits.meta.numel()
+    learned = {labels.rule, *recipe.compare.teachers} & LEARNED_RULES
+    if table == "teacher" and learned and labels.meta == "held-out" and 0 < meta < labels.meta_batch_size:
+        yield f"[teacher.labels] meta_batch_size: {labels.meta_batch_size} is lowered to {meta}, all meta images"
+
+
+def _rows(recipe: Recipe, table: str, data: ImageData) -> torch.Tensor:
+    """Source indices that a stage is trained on, int64 [N]."""
+    return training_rows(data, recipe.teacher.labels) if table == "teacher" else stored_rows(data)
 
 
 def _export_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:

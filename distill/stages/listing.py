@@ -35,4 +35,19 @@ def listing(kind: Literal["models", "losses", "labels", "data", "fields"], patte
         return [f"{name:16}{_LOSSES[name]}" for name in names]
     if kind == "labels":
         return [f"{name:16}{_RULES[name]}" for name in get_args(LabelRule)]
-    return [str(line) for line in describe_fields()]
+    return _fields()
+
+
+def _fields() -> list[str]:
+    """A line for each field, in columns: name, default, what it takes, sentence."""
+    cells = [("FIELD", "DEFAULT", "TAKES", "")]
+    for field in describe_fields():
+        takes = f"{field.type}, {field.range}" if field.range else field.type
+        cells.append((field.name, field.default, takes, field.sentence))
+    # A few long entries push their own sentence aside, and nobody else's.
+    widths = [min(max(len(row[column]) for row in cells), widest) for column, widest in enumerate((40, 12, 34))]
+    lines = []
+    for row in cells:
+        columns = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)]
+        lines.append("  ".join([*columns, row[3]]).rstrip())
+    return lines

@@ -1,19 +1,30 @@
-"""Every digest of a run, a store or learned labels, checked against the files."""
+"""Every digest of a run, a comparison, a store or learned labels, checked against the files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from distill.errors import StoreError
-from distill.report.runs import RECORD, damaged_files, open_run
+from distill.errors import StoreError, UserError
+from distill.recipe.digest import digest, teacher_digest
+from distill.report.runs import RECIPE, RECORD, Run, damaged_files, open_run
+from distill.stages.compare import COMPARISON
 from distill.stages.export import STORE
 from distill.stages.student import STUDENTS
 from distill.store.labels import LABELS, verify_labels
 from distill.store.logits import verify_store
+from distill.store.manifest import MANIFEST, read_manifest
+
+_RUNS = (RECORD, RECIPE, COMPARISON)  # a folder with one of these is a run or a comparison
+Found = tuple[list[str], int]  # problems, number of files checked
 
 
 def verify_path(path: Path) -> int:
-    """Checks a run folder (its students too), a store, or a folder of learned labels.
+    """Checks a run folder (its students too), a folder of runs or comparisons, a store, or learned labels.
+
+    What is covered: every file that a finished stage wrote, by its sha256; the store and the labels by their own
+    manifests; whether an exported teacher's recipe.toml is the one that it was trained by. What is not: metrics.jsonl
+    and figures, which are for people; resume states, which carry a digest of their own; `[student]` of a student's
+    recipe.toml, whose digest needs the store as it was then; and the data.
 
     Returns:
         The number of files that were checked.
@@ -23,25 +34,72 @@ def verify_path(path: Path) -> int:
     """
     if not path.is_dir():
         raise StoreError(f"{path}: no such folder", cure="give a run folder, a store or a folder of learned labels.")
-    problems, files = _problems(path)
+    inside = [folder for folder in _folders(path) if any((folder / name).exists() for name in _RUNS)]
+    if (path / RECORD).exists():
+        problems, files = _run(path)
+    elif inside:
+        problems, files = _all(inside)
+    else:
+        check = verify_labels if (path / LABELS).exists() else verify_store
+        problems, files = check(path), sum(1 for file in path.iterdir() if file.is_file())
     if problems:
         raise StoreError("\n".join(problems), cure="restore these files from a copy, or make them again.")
     return files
 
 
-def _problems(path: Path) -> tuple[list[str], int]:
-    if not (path / RECORD).exists():
-        check = verify_labels if (path / LABELS).exists() else verify_store
-        return check(path), sum(1 for file in path.iterdir() if file.is_file())
-    run = open_run(path)
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir())
+
+
+def _all(folders: list[Path]) -> Found:
+    """Several run folders or comparisons; one that cannot be opened is a problem."""
+    problems: list[str] = []
+    files = 0
+    for folder in folders:
+        try:
+            more, count = _all(_folders(folder)) if (folder / COMPARISON).exists() else _run(folder)
+        except UserError as error:
+            more, count = [error.message], 0
+        problems, files = problems + more, files + count
+    return problems, files
+
+
+def _run(folder: Path) -> Found:
+    """A run folder and its students.
+
+    Raises:
+        UserError: it is no run folder, or its record is damaged.
+    """
+    run = open_run(folder)
     problems = damaged_files(run)
     files = sum(len(stage.files) for stage in run.record.stages.values())
     # Each part is checked as what it is, too: a manifest may name files that the run's record does not.
     if "export" in run.record.stages:
-        problems += [line for line in verify_store(path / STORE) if line not in problems]
-    if (path / "labels").is_dir():
-        problems += [line for line in verify_labels(path / "labels") if line not in problems]
-    for student in sorted((path / STUDENTS).glob(f"*/{RECORD}")):
-        more, count = _problems(student.parent)
+        store = verify_store(folder / STORE)
+        problems += [line for line in store if line not in problems]
+        problems += [] if store else _another_recipe(run)
+    if (folder / "labels").is_dir():
+        problems += [line for line in verify_labels(folder / "labels") if line not in problems]
+    if (folder / STUDENTS).is_dir():
+        # A process that was killed at its very beginning leaves its lock and nothing else.
+        students = [path for path in _folders(folder / STUDENTS) if any(p.name != ".lock" for p in path.iterdir())]
+        more, count = _all(students)
         problems, files = problems + more, files + count
     return problems, files
+
+
+def _another_recipe(run: Run) -> list[str]:
+    """Whether recipe.toml was changed after the teacher was trained; the store knows the digests of the data."""
+    teacher = run.record.stages.get("teacher")
+    if teacher is None:
+        return []
+    origin = read_manifest(run.folder / STORE).origin
+    inputs = {
+        "recipe": teacher_digest(run.recipe),
+        "images": origin.data_fingerprint,
+        "given": origin.given_labels_sha256,
+    }
+    if digest(inputs) == teacher.digest:
+        return []
+    reason = f"the teacher was trained by another recipe, or {STORE}/{MANIFEST} is another's"
+    return [f"{run.folder / RECIPE}: {reason}"]

@@ -255,5 +255,31 @@ def writable_folder(path: Path) -> Path:
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        raise mendable(path, "used as a folder to write to", error) from error
+        raise _unusable(path, error) from error
     return path
+
+
+def check_place(path: Path) -> None:
+    """Whether `writable_folder` could make this folder, as far as that can be known without writing anything.
+
+    Raises:
+        StoreError: a file is in the way, or the folder that is there may not be written to.
+    """
+    try:
+        there = next(part for part in (path.absolute(), *path.absolute().parents) if os.path.lexists(part))
+        number = errno.ENOTDIR if not there.is_dir() else errno.EACCES if not os.access(there, os.W_OK | os.X_OK) else 0
+        if not number:
+            path.exists()  # raises for a name that is too long
+            return
+        error = OSError(number, os.strerror(number))
+    except OSError as found:
+        error = found
+    raise _unusable(path, error)
+
+
+def _unusable(path: Path, error: OSError) -> StoreError:
+    """Names the part of the path that is no folder, where that is the reason."""
+    found = mendable(path, "used as a folder to write to", error)
+    parts = (part for part in (*reversed(path.parents), path) if os.path.lexists(part) and not part.is_dir())
+    part = next(parts, None) if error.errno in (errno.ENOTDIR, errno.EEXIST) else None
+    return StoreError(f"{found.message}; {part} is in the way", cure=found.cure) if part else found

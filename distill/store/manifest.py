@@ -60,7 +60,9 @@ class Origin(Closed):
     """What a store's logits belong to. Two stores with the same origin are interchangeable."""
 
     teacher_digest: str = Field(min_length=1, description="Digest of the teacher's weights and recipe.")
-    recipe_digest: str = Field(min_length=1, description="Digest of the part of the recipe that the teacher was trained by.")
+    recipe_digest: str = Field(
+        min_length=1, description="Digest of the part of the recipe that the teacher was trained by."
+    )
     data_source: str = Field(min_length=1, description="The data set's name.")
     data_fingerprint: str = Field(min_length=1, description="Digest of the images, in order.")
     given_labels_sha256: Sha256 = Field(description="Digest of the given labels, planted noise included.")
@@ -204,13 +206,24 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def _read(path: Path, model: type[P]) -> P:
-    found = read_json(path)
+    try:
+        found = read_json(path)
+    except StoreError as error:
+        raise StoreError(error.message, cure=_make_again(path.parent)) from error
     written = found.get("schema_version") if isinstance(found, dict) else None
     if type(written) is int and written > SCHEMA_VERSION:
         raise StoreError(
             f"{path}: has schema version {written}, this distill reads {SCHEMA_VERSION}", cure="Upgrade distill."
         )
-    return validated(path, model, found)
+    try:
+        return validated(path, model, found)
+    except StoreError as error:
+        raise StoreError(error.message, cure=_make_again(path.parent)) from error
+
+
+def _make_again(folder: Path) -> str:
+    """A store is only a copy of what the teacher says, so a damaged one may go."""
+    return f"Delete {folder} and run `distill export --teacher {folder.parent}`."
 
 
 def validated(path: Path, model: type[M], found: Any) -> M:

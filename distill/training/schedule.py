@@ -6,12 +6,13 @@ import difflib
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from timm.scheduler import CosineLRScheduler, MultiStepLRScheduler
 from timm.scheduler.scheduler import Scheduler
 from torch import nn
 
 from distill.errors import RecipeError
+from distill.models.build import quiet
 from distill.recipe.schema import OptimizerRecipe
 
 
@@ -27,13 +28,15 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, where: str) -> to
         where: the recipe's table, for the error.
 
     Raises:
-        RecipeError: an unknown name, or one that cannot be built with these settings.
+        RecipeError: an unknown name, one that cannot be built with these settings, or one that these loops cannot step.
     """
     known = [str(name) for name in list_optimizers()]
     if recipe.name.lower() not in known:
         near = difflib.get_close_matches(recipe.name.lower(), known, n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "timm.optim.list_optimizers() lists the names."
         raise RecipeError(f"[{where}] name: found {recipe.name!r}, expected one of timm's optimisers", cure=hint)
+    if reason := _unfit(recipe.name.lower()):
+        raise RecipeError(f"[{where}] name: {recipe.name!r} cannot be used: {reason}", cure="choose another.")
     try:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
             model,
@@ -45,9 +48,18 @@ def build_optimizer(model: nn.Module, recipe: OptimizerRecipe, where: str) -> to
         )
     except (ValueError, TypeError, ImportError, AssertionError) as error:
         raise RecipeError(
-            f"[{where}] name: timm cannot build {recipe.name!r}: {error}", cure="choose another."
+            f"[{where}] name: timm cannot build {recipe.name!r}: {str(error).strip()}", cure="choose another."
         ) from error
     return optimizer
+
+
+def _unfit(name: str) -> str:
+    """Why these loops cannot train with an optimiser of timm's, or ""."""
+    if get_optimizer_info(name).second_order:
+        return "it needs second derivatives of the loss, and these loops give it the gradient only"
+    if name.startswith("kron"):
+        return "it compiles its step, for up to a minute, and wants a package (opt_einsum) that distill does not need"
+    return ""
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, recipe: OptimizerRecipe, *, epochs: int, steps: int) -> Scheduler:
@@ -66,9 +78,10 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: OptimizerRecipe, *,
         "warmup_lr_init": recipe.lr / max(warmup, 1),  # not 0, which would waste the first step
     }
     if recipe.schedule == "cosine":
-        return CosineLRScheduler(
-            optimizer, t_initial=epochs * steps - warmup, lr_min=recipe.min_lr, warmup_prefix=True, **shared
-        )
+        with quiet():  # timm warns that a run of one step has no curve to follow, which is what was asked for
+            return CosineLRScheduler(
+                optimizer, t_initial=epochs * steps - warmup, lr_min=recipe.min_lr, warmup_prefix=True, **shared
+            )
     # timm compares milestones with t + 1, so that its decay comes one early; adding 1 puts it where it is written.
     milestones = [m * steps + 1 for m in recipe.milestones] if recipe.schedule == "multistep" else []
     return MultiStepLRScheduler(optimizer, decay_t=milestones, decay_rate=recipe.gamma, warmup_prefix=False, **shared)

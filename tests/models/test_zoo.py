@@ -186,6 +186,12 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
 
 
+def test_our_own_networks_say_what_they_take() -> None:
+    with pytest.raises(ModelError) as caught:
+        _fit("resnet20", foo=3)
+    assert caught.value.cure == "It takes depth, widths, global_pool, drop_rate"
+
+
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
     ("name", "side", "told"),
@@ -198,6 +204,8 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
 )
 def test_pretrained_weights_out_of_reach(name: str, side: int, told: str) -> None:
     spec, start = _fit(name, side), time.monotonic()
+    with pytest.raises(ModelError, match=told):
+        zoo.check_pretrained(spec)
     with pytest.raises(ModelError, match=told):
         zoo.create(spec, pretrained=True)
     assert time.monotonic() - start < 5

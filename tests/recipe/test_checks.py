@@ -60,6 +60,8 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     ((*LEARNED, "teacher.optimizer.name=lamb"), "[teacher.optimizer] name"),
     ((*LEARNED, "teacher.optimizer.name=adamw"), "[teacher.labels] warmup_epochs"),
     (("student.loss.soft_weight=0", "student.loss.hard_weight=0"), "[student.loss] soft_weight"),
+    (("student.loss.name=ce", "student.loss.temperature=3"), "[student.loss] temperature"),
+    (("student.loss.name=ce", "student.loss.soft_weight=0"), "[student.loss] soft_weight"),
     (("compare.seeds=1,1",), "[compare] seeds"),
     (("compare.seeds=-1,2",), "[compare] seeds"),
     (("compare.teachers=class,class",), "[compare] teachers"),
@@ -98,6 +100,8 @@ def test_each_rule_names_its_field(assignments: tuple[str, ...], place: str) -> 
         ("student.loss.hard_weight=0",),
         ("compare.temperatures=1,2,4",),
         ("data.validation=1",),
+        ("student.loss.name=ce",),
+        ("student.seed=3", "compare.seeds=0,1"),
     ],
 )
 def test_sound_recipes_are_let_through(assignments: tuple[str, ...]) -> None:
@@ -112,6 +116,13 @@ def test_learned_teachers_of_a_comparison_count_when_it_is_made() -> None:
         "[teacher.optimizer] name",
     ]
     assert problems(override(recipe, ["compare.teachers=onehot,smoothing"]), comparing=True) == []
+
+
+def test_a_comparison_over_seeds_needs_students_of_each() -> None:
+    recipe = changed("student.seed=3", "compare.seeds=0,1")
+    (line,) = problems(recipe, comparing=True)
+    assert line.startswith("[student] seed: found 3")
+    assert problems(override(recipe, ["compare.seeds=1"]), comparing=True) == []
 
 
 @pytest.mark.parametrize("rule", get_args(LabelRule))

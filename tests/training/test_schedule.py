@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from timm.optim import list_optimizers
 from torch import nn
 
 from distill.errors import RecipeError
@@ -65,6 +66,40 @@ def test_norms_and_biases_decay_when_asked(everything: bool, groups: int) -> Non
     assert len(optimizer.param_groups) == groups
     undecayed = [p for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]]
     assert len(undecayed) == (0 if everything else 3)
+
+
+def _moves(name: str) -> bool:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(72, 3))
+    optimizer = build_optimizer(model, OptimizerRecipe(name=name), "x")
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for _ in range(2):  # ADOPT's first step only gathers
+        optimizer.zero_grad()
+        model(torch.randn(4, 1, 8, 8)).square().mean().backward()
+        optimizer.step()
+    return any(not torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+def test_every_optimiser_of_timm_steps_or_is_refused() -> None:
+    """Without a warning, which this suite makes an error."""
+    refused = {}
+    for name in map(str, list_optimizers()):
+        try:
+            assert _moves(name), name
+        except RecipeError as error:
+            refused[name] = error.message
+    assert all(message.startswith("[x] name: ") for message in refused.values())
+    # Two families need CUDA and a package; the others that cannot be used are known by name.
+    assert {name for name in refused if not name.startswith(("bnb", "fused"))} == {
+        "adahessian",
+        "kron",
+        "kronc",
+        "kronw",
+    }
+
+
+def test_a_run_of_one_step_is_silent(caplog: pytest.LogCaptureFixture) -> None:
+    assert rates(OptimizerRecipe(lr=1.0), epochs=1, steps=1) == [1.0]
+    assert not caplog.records
 
 
 def test_an_unknown_optimiser_is_refused_with_the_nearest() -> None:

@@ -1,22 +1,16 @@
-"""The commands. Thin: parse, call one function, print. torch is imported inside the commands that need it.
-
-Exit codes: 0 done, 2 something that the user can mend, 130 interrupted, 1 a fault of ours.
-"""
+"""The commands. Thin: parse, call one function, print. torch is imported inside the commands that need it."""
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from distill.errors import UserError
+from distill.cli.entry import print_json
 
 if TYPE_CHECKING:
     from distill.recipe.schema import Recipe
@@ -51,10 +45,10 @@ def check(recipe: RecipeFile, overrides: Overrides = [], as_json: AsJson = False
 
     report = check_plan(loaded, str(recipe))
     if as_json:
-        _print_json(report.record())
+        print_json(report.record())
     else:
         print(report.text())
-    if report.problems:
+    if report.problems:  # a failure's error, cure and exit code are part of the record
         raise typer.Exit(2)
 
 
@@ -103,7 +97,7 @@ def student(
 ) -> None:
     """Stage three: train a student on a teacher's store. Needs no recipe: the run folder holds one."""
     short = {"model": model, "loss.name": loss, "loss.temperature": temperature}
-    given = [f"student.{field}={json.dumps(value)}" for field, value in short.items() if value is not None]
+    given = [f"student.{field}={value}" for field, value in short.items() if value is not None]
     run, recipe = _teacher_run(teacher, [*given, *overrides])
     from distill.stages.student import train_student
 
@@ -133,13 +127,11 @@ def compare(recipe: RecipeFile, overrides: Overrides = [], quiet: Quiet = False,
         result = compare_teachers(loaded, listener)
     if as_json:
         picture = str(result.picture) if result.picture else None
-        _print_json({**result.comparison.record(), "folder": str(result.folder), "picture": picture})
+        print_json({**result.comparison.record(), "folder": str(result.folder), "picture": picture})
     elif not quiet:
-        from rich.console import Console
+        from distill.report.console import console, print_comparison
 
-        from distill.report.console import print_comparison
-
-        print_comparison(Console(), result.comparison, result.folder, result.example.folder, result.picture)
+        print_comparison(console(), result.comparison, result.folder, result.example.folder, result.picture)
 
 
 @app.command()
@@ -155,7 +147,7 @@ def bench(
 
     report = measure(loaded, rounds=rounds)
     if as_json:
-        _print_json(report.record())
+        print_json(report.record())
     else:
         print(report.text())
 
@@ -181,61 +173,6 @@ def list_(
         print(line)
 
 
-def main() -> NoReturn:
-    """The entry point."""
-    try:
-        code = _run()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader (head, less) has left; Python's own flush at exit must not complain about it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
-    sys.exit(code)
-
-
-def _run() -> int:
-    try:
-        result: Any = app(standalone_mode=False)
-        return int(result) if isinstance(result, int) else 0
-    except UserError as error:
-        return _fail(error.message, error.cure, 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted", "", 130)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if error.errno is None:
-            traceback.print_exc()
-            return 1
-        name = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{name}{error.strerror}", "Check that the place exists, may be written to and is not full.", 2)
-    except Exception as error:
-        return _other(error)
-
-
-def _other(error: Exception) -> int:
-    """click's own complaints, an interruption, or a fault of ours."""
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
-        error.show()  # type: ignore[attr-defined]
-        return int(error.exit_code)
-    if type(error).__name__ == "Abort":
-        return _fail("interrupted", "", 130)
-    if type(error).__name__ == "Interrupted":
-        return _fail(str(error), "", 130)
-    traceback.print_exc()
-    print("\nThis is a fault of distill, not of yours; please report it with the lines above.", file=sys.stderr)
-    return 1
-
-
-def _fail(message: str, cure: str, code: int) -> int:
-    print(f"error: {message}" if code == 2 else message, file=sys.stderr)
-    if cure:
-        print(f"  {cure}", file=sys.stderr)
-    if "--json" in sys.argv:
-        _print_json({"error": message, "cure": cure, "exit_code": code})
-    return code
-
-
 def _load(path: Path, overrides: list[str], *, comparing: bool = False) -> Recipe:
     from distill.recipe.checks import check_recipe
     from distill.recipe.load import load_recipe
@@ -247,12 +184,16 @@ def _load(path: Path, overrides: list[str], *, comparing: bool = False) -> Recip
 
 def _teacher_run(text: str, overrides: list[str]) -> tuple[Run, Recipe]:
     """The teacher's run and its recipe as overridden."""
-    from distill.recipe.checks import check_recipe
+    from distill.recipe.checks import check_recipe, unused_by_loss
     from distill.recipe.load import override
     from distill.report.runs import find_run, open_run
 
     run = open_run(find_run(text, Path("checkpoints")))
     recipe = override(run.recipe, overrides)
+    # The recipe's temperature is for the recipe's loss; one that is asked for here and would do nothing is refused.
+    asked = {assignment.partition("=")[0].strip() for assignment in overrides}
+    left_over = {f"student.loss.{name}": default for name, default in unused_by_loss(recipe.student.loss).items()}
+    recipe = override(recipe, [f"{name}={default}" for name, default in left_over.items() if name not in asked])
     check_recipe(recipe, str(run.folder / "recipe.toml"))
     return run, recipe
 
@@ -268,14 +209,8 @@ def _console(quiet: bool, as_json: bool) -> Iterator[Listener]:
 
 def _report(runs: list[Run], quiet: bool, as_json: bool, next_commands: list[str]) -> None:
     if as_json:
-        _print_json({"runs": [{"folder": str(run.folder), **run.record.model_dump(mode="json")} for run in runs]})
+        print_json({"runs": [{"folder": str(run.folder), **run.record.model_dump(mode="json")} for run in runs]})
     elif not quiet:
-        from rich.console import Console
+        from distill.report.console import console, print_runs
 
-        from distill.report.console import print_runs
-
-        print_runs(Console(), runs, next_commands)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+        print_runs(console(), runs, next_commands)
