@@ -34,6 +34,11 @@ def teacher_digest(recipe: Recipe) -> str:
     return digest(_teacher_inputs(recipe))
 
 
+def inputs_digest(recipe: Recipe, images: str, given: str) -> str:
+    """What decides a trained teacher: its part of the recipe, the images' fingerprint and the given labels' sha256."""
+    return digest({"recipe": teacher_digest(recipe), "images": images, "given": given})
+
+
 def export_digest(recipe: Recipe, weights_sha256: str) -> str:
     """What decides a store: the teacher's inputs, its weights, all of the views, and the shape of the files."""
     export = recipe.export.model_dump(mode="json", include={"format", "shard_rows"})

@@ -130,6 +130,9 @@ class LabelsRecipe(Table):
     smoothing: float = Field(
         default=0.1, ge=0, lt=1, description="Smoothing eps: eps/C goes to every class, as in timm."
     )
+    parametrisation: Literal["softmax", "projected"] = Field(
+        default="softmax", description="Learned: softmax of free rows, or rows that are put back on the simplex."
+    )
     true_class_mass: float = Field(
         default=0.9, gt=0, lt=1, description="Learned: probability on the given class before learning starts."
     )
@@ -137,7 +140,7 @@ class LabelsRecipe(Table):
         default="next-batch", description="Learned: what judges the labels, the meta images or the next training batch."
     )
     meta_batch_size: Count = Field(default=128, description="Held-out: meta images a step.")
-    estimator: Literal["auto", "unrolled", "forward-mode", "one-sided", "central"] = Field(
+    estimator: Literal["auto", "unrolled", "forward-mode", "one-sided", "central", "last-layer"] = Field(
         default="auto", description="How the directional derivative is taken; auto: the cheapest that passes the probe."
     )
     step: float = Field(

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from distill.bilevel.contract import Estimator
+from distill.bilevel.label_step import LabelStep
 from distill.bilevel.probe import ESTIMATORS, agreement, in_double, trial_step
-from distill.bilevel.step import HeldOutStep, LabelStep, NextBatchStep, PlainStep, Step, Training
+from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
 from distill.bilevel.unrolled import Unrolled
 from distill.data.loader import Batch, open_data
 from distill.errors import BilevelError

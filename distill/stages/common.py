@@ -12,8 +12,8 @@ from distill.data.loader import ImageData, ordered_batches
 from distill.errors import ModelError
 from distill.models import zoo
 from distill.models.zoo import ModelSpec
-from distill.recipe.digest import digest
-from distill.recipe.schema import StageRecipe
+from distill.recipe.digest import inputs_digest
+from distill.recipe.schema import Recipe, StageRecipe
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights, save_weights
 from distill.store.tensors import sha256_of_tensor
@@ -42,10 +42,9 @@ def fit_model(stage: StageRecipe, table: str, *, channels: int, image_size: int,
         raise ModelError(f"[{table}] model: {error.message}", cure=error.cure) from error
 
 
-def inputs_digest(recipe_digest: str, data: ImageData) -> str:
-    """Of everything that decides a teacher: its part of the recipe, the images in order, the given labels."""
-    given = sha256_of_tensor(data.labels.given)
-    return digest({"recipe": recipe_digest, "images": data.source.fingerprint(), "given": given})
+def teacher_inputs(recipe: Recipe, data: ImageData) -> str:
+    """Digest of everything that decides a teacher: its part of the recipe, the images in order, the given labels."""
+    return inputs_digest(recipe, data.source.fingerprint(), sha256_of_tensor(data.labels.given))
 
 
 def memory_format(stage: StageRecipe) -> torch.memory_format:

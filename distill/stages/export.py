@@ -16,7 +16,7 @@ from distill.models import zoo
 from distill.recipe.digest import digest, export_digest, teacher_digest
 from distill.recipe.schema import Recipe
 from distill.report.runs import RECIPE, Run, locked
-from distill.stages.common import inputs_digest, model_spec
+from distill.stages.common import model_spec, teacher_inputs
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights
 from distill.store.logits import LogitWriter
@@ -156,7 +156,7 @@ def teacher_weights(run: Run, recipe: Recipe, data: ImageData) -> tuple[Path, st
     if record is None:
         again = f"distill teacher {run.folder / RECIPE} --set checkpoints={run.folder.resolve().parent}"
         raise RunError(f"{run.folder}: its teacher is not finished", cure=f"run `{again}`.")
-    if record.digest != inputs_digest(teacher_digest(recipe), data):
+    if record.digest != teacher_inputs(recipe, data):
         raise RunError(
             f"{run.folder}: its teacher was trained by another recipe, on other images or with other given labels",
             cure="put back what was changed, or train a teacher under another name.",

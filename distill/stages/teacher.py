@@ -9,18 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from distill.bilevel.label_step import LabelStep
 from distill.bilevel.probe import choose_estimator
-from distill.bilevel.step import HeldOutStep, LabelStep, NextBatchStep, PlainStep, Step, Training
+from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
 from distill.data.loader import Batch, ImageData, make_batch, open_data, training_batches
 from distill.errors import RunError
 from distill.labels.rules import LabelRule, Learned, Smoothing
 from distill.labels.tables import class_table, instance_table
 from distill.recipe.checks import check_recipe
-from distill.recipe.digest import differences, teacher_digest
+from distill.recipe.digest import differences
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
 from distill.seeding import derive, generator, seeded
-from distill.stages.common import create_model, evaluator, inputs_digest, memory_format, model_spec, write_selected
+from distill.stages.common import create_model, evaluator, memory_format, model_spec, teacher_inputs, write_selected
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import save_weights
 from distill.store.labels import LearnedLabels, write_labels
@@ -46,7 +47,7 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
     folder = Path(recipe.checkpoints) / recipe.name
     device = prepare_device(recipe)
     data = open_data(recipe)
-    digest = inputs_digest(teacher_digest(recipe), data)
+    digest = teacher_inputs(recipe, data)
     with locked(folder):
         state = folder / "state" / "teacher.safetensors"
         _refuse_another_teacher(folder, recipe, digest, state)
@@ -206,9 +207,10 @@ def _label_rule(labels: LabelsRecipe, data: ImageData, rows: Tensor, epochs: int
     if labels.rule == "smoothing":
         return Smoothing(classes, labels.smoothing)
     if labels.rule == "class":
-        table = class_table(classes, labels.true_class_mass, device)
+        table = class_table(classes, labels.true_class_mass, device, labels.parametrisation)
     else:
-        table = instance_table(rows, data.labels.given[rows], classes, labels.true_class_mass, device)
+        given = data.labels.given[rows]
+        table = instance_table(rows, given, classes, labels.true_class_mass, device, labels.parametrisation)
     snapshots = tuple(sorted({max(1, round(epochs * k / SNAPSHOTS)) for k in range(1, SNAPSHOTS + 1)}))
     return Learned(
         table,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill.errors import StoreError, UserError
-from distill.recipe.digest import digest, teacher_digest
+from distill.recipe.digest import inputs_digest
 from distill.report.runs import RECIPE, RECORD, Run, damaged_files, open_run
 from distill.stages.compare import COMPARISON
 from distill.stages.export import STORE
@@ -94,12 +94,7 @@ def _another_recipe(run: Run) -> list[str]:
     if teacher is None:
         return []
     origin = read_manifest(run.folder / STORE).origin
-    inputs = {
-        "recipe": teacher_digest(run.recipe),
-        "images": origin.data_fingerprint,
-        "given": origin.given_labels_sha256,
-    }
-    if digest(inputs) == teacher.digest:
+    if inputs_digest(run.recipe, origin.data_fingerprint, origin.given_labels_sha256) == teacher.digest:
         return []
     reason = f"the teacher was trained by another recipe, or {STORE}/{MANIFEST} is another's"
     return [f"{run.folder / RECIPE}: {reason}"]

@@ -11,9 +11,10 @@ from torch import Tensor
 from distill.bilevel.contract import Estimator
 from distill.bilevel.finite_difference import FiniteDifference
 from distill.bilevel.forward_mode import ForwardMode
+from distill.bilevel.label_step import LabelStep
 from distill.bilevel.last_layer import LastLayer
 from distill.bilevel.probe import APPROXIMATIONS, ESTIMATORS, choose_estimator
-from distill.bilevel.step import HeldOutStep, LabelStep, NextBatchStep, PlainStep, Step, Training
+from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
 from distill.bilevel.unrolled import Unrolled
 from distill.data.loader import Batch
 from distill.errors import BilevelError

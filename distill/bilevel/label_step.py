@@ -1,0 +1,70 @@
+"""From a meta gradient to a step of the labels. Shared by both meta sources."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.bilevel.contract import Estimator, InnerStep, Tensors
+from distill.bilevel.lookahead import laid_out_like_parameters
+from distill.errors import BilevelError
+from distill.labels.rules import Learned
+
+
+class LabelStep:
+    """Takes the derivative and moves the labels by it.
+
+    Args:
+        rule: the learned labels.
+        estimator: how the derivative is taken.
+        meta_gradient_mean: decay of a running mean of the meta gradient; 0 takes each one as it is.
+    """
+
+    def __init__(self, rule: Learned, estimator: Estimator, meta_gradient_mean: float) -> None:
+        self.rule = rule
+        self.estimator = estimator
+        self.decay = meta_gradient_mean
+        self.mean: Tensors = {}
+        self.updates = 0
+        self.finite: Tensor | None = None
+
+    def __call__(self, model: nn.Module, inner: InnerStep, indices: Tensor, given: Tensor, r: Tensors) -> None:
+        """Judges the labels of an inner step by the meta gradient r at theta' and moves them."""
+        if inner.look_ahead.lr == 0:
+            return  # the step did not move the network, so it says nothing about its labels
+        gradient = self.estimator(model, inner, self._averaged(r))
+        # Without lr/B, so that the label step means the same at every batch size and point of the schedule.
+        derivative = gradient * (inner.images.shape[0] / inner.look_ahead.lr)
+        finite = torch.isfinite(derivative).all()
+        self.finite = finite if self.finite is None else self.finite & finite
+        self.rule.learn(indices, given, inner.labels, derivative)
+
+    def _averaged(self, r: Tensors) -> Tensors:
+        if self.decay == 0:
+            return r
+        self.updates += 1
+        if not self.mean:
+            self.mean = {name: torch.zeros_like(t) for name, t in r.items()}
+        for name, t in r.items():
+            self.mean[name].lerp_(t, 1 - self.decay)
+        correction = 1 - self.decay**self.updates
+        return {name: t / correction for name, t in self.mean.items()}
+
+    def check(self) -> None:
+        """Raises BilevelError when a derivative was not finite."""
+        if self.finite is not None and not bool(self.finite):
+            raise BilevelError(
+                "learned labels: the meta gradient is not finite (NaN or infinite), so the labels are lost",
+                cure="lower teacher.optimizer.lr, or raise warmup_epochs of teacher.optimizer and teacher.labels.",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The running mean."""
+        return {"mean": dict(self.mean), "updates": self.updates}
+
+    def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
+        """The inverse of `state_dict`."""
+        self.mean = laid_out_like_parameters(state["mean"], model)
+        self.updates = int(state["updates"])
