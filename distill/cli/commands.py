@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from distill.cli.entry import print_json
+from distill.cli.output import print_json
 
 if TYPE_CHECKING:
     from distill.recipe.schema import Recipe

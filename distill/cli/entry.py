@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import signal
 import sys
@@ -16,6 +15,7 @@ import traceback
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
+from distill.cli.output import print_json
 from distill.errors import UserError
 
 _PLACE = "Check that the place exists, may be written to and is not full."
@@ -163,8 +163,3 @@ def _json(error: str, cure: str, code: int) -> None:
     """The failure as one object on stdout, for those who asked for JSON."""
     if "--json" in sys.argv:
         print_json({"error": error, "cure": cure, "exit_code": code})
-
-
-def print_json(value: Any) -> None:
-    """One object on stdout; ASCII, so that it is JSON whatever the terminal's encoding."""
-    print(json.dumps(value, indent=2))
