@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,9 @@ def print_comparison(
 
 
 def _next(console: Console, commands: Sequence[str]) -> None:
+    # As the program was called, where a bare `distill` would not be found: commands are there to be copied.
+    program = "distill" if shutil.which("distill") else sys.argv[0]
+    commands = [command.replace("distill ", f"{program} ", 1) for command in commands]
     _line(console, "next:" if len(commands) > 1 else "next: " + commands[0])
     if len(commands) > 1:
         for command in commands:

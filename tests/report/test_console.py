@@ -30,7 +30,8 @@ def printed(encoding: str, width: int) -> tuple[io.BytesIO, Console]:
     return raw, Console(file=io.TextIOWrapper(raw, encoding=encoding, write_through=True), width=width)
 
 
-def test_the_table_of_runs_fits_into_80_columns() -> None:
+def test_the_table_of_runs_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: f"/bin/{name}")
     record = SimpleNamespace(kind="teacher", stages={"teacher": SimpleNamespace(metrics=METRICS)})
     runs: Any = [SimpleNamespace(folder=Path("checkpoints/a"), record=record)]
     raw, narrow = printed("utf-8", 80)
@@ -58,3 +59,12 @@ def test_the_table_of_a_comparison(encoding: str, sign: str) -> None:
 def test_without_a_terminal_the_console_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdout", io.StringIO())
     assert console().width == 140
+
+
+def test_commands_to_copy_name_the_program_as_it_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `make demo` there is no `distill` on the path, only .venv/bin/distill."""
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("sys.argv", [".venv/bin/distill", "run"])
+    raw, narrow = printed("utf-8", 80)
+    print_runs(narrow, [], ["distill verify checkpoints/distill"])
+    assert "next: .venv/bin/distill verify checkpoints/distill" in raw.getvalue().decode()
