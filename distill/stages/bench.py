@@ -109,7 +109,7 @@ def bench(recipe: Recipe, *, rounds: int = 9) -> BenchReport:
         if variant.name != "plain"
     ]
     plain_ms = 1e3 * statistics.median(times["plain"])
-    return BenchReport(task.spec.architecture, task.batch_size, plain_ms, tuple(costs), refused)
+    return BenchReport(task.spec.architecture, len(batches[0].rows), plain_ms, tuple(costs), refused)
 
 
 def _some_batches(task: TeacherTask, count: int) -> Iterator[Batch]:

@@ -13,11 +13,13 @@ from distill.errors import ModelError
 from distill.models import zoo
 from distill.models.zoo import ModelSpec
 from distill.recipe.digest import inputs_digest
-from distill.recipe.schema import Recipe, StageRecipe
+from distill.recipe.schema import Recipe, StageRecipe, StudentRecipe, TeacherRecipe
+from distill.seeding import derive, seeded
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights, save_weights
 from distill.store.tensors import sha256_of_tensor
 from distill.training.evaluate import Scores, evaluate
+from distill.training.schedule import build_optimizer
 
 
 def model_spec(stage: StageRecipe, data: ImageData, table: str) -> ModelSpec:
@@ -58,6 +60,17 @@ def create_model(spec: ModelSpec, stage: StageRecipe, table: str) -> nn.Module:
         return zoo.create(spec, pretrained=stage.pretrained)
     except ModelError as error:
         raise ModelError(f"[{table}] pretrained: {error.message}", cure=error.cure) from error
+
+
+def build_network(
+    stage: TeacherRecipe | StudentRecipe, table: str, data: ImageData, seed: int, device: torch.device
+) -> tuple[ModelSpec, nn.Module, torch.optim.Optimizer]:
+    """The stage's model in train mode on its device, with weights that `seed` decides, and its optimiser."""
+    spec = model_spec(stage, data, table)
+    with seeded(torch.device("cpu"), derive(seed, f"{table}-weights")):
+        model = create_model(spec, stage, table)
+    model = model.to(device).to(memory_format=memory_format(stage)).train()
+    return spec, model, build_optimizer(model, stage.optimizer, f"{table}.optimizer")
 
 
 def write_selected(model: nn.Module, stage: StageRecipe, run: Path) -> dict[str, str]:

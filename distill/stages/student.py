@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.bilevel.hygiene import training_forward
-from distill.data.loader import Batch, ImageData, open_data, training_batches
+from distill.data.loader import Batch, ImageData, open_data, steps_per_epoch, training_batches
 from distill.errors import RunError, StoreError
 from distill.losses.logit import kd
 from distill.losses.soft import cross_entropy
@@ -20,8 +20,8 @@ from distill.recipe.checks import check_recipe
 from distill.recipe.digest import student_digest
 from distill.recipe.schema import Recipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
-from distill.seeding import derive, seeded
-from distill.stages.common import create_model, evaluator, memory_format, model_spec, write_selected
+from distill.seeding import derive
+from distill.stages.common import build_network, evaluator, write_selected
 from distill.stages.export import STORE, origin_of, teacher_weights
 from distill.store.atomic import sha256_of
 from distill.store.logits import LogitStore
@@ -29,7 +29,7 @@ from distill.store.manifest import MANIFEST, Origin, read_manifest
 from distill.training.device import describe_device, prepare_device
 from distill.training.events import Listener, MetricsFile, StageDone, StageSkipped, fan_out
 from distill.training.loop import Plan, fit
-from distill.training.schedule import build_optimizer, build_schedule
+from distill.training.schedule import build_schedule
 
 STUDENTS = "students"
 
@@ -113,13 +113,9 @@ class StudentTask:
         self.seed = recipe.seed if student.seed is None else student.seed
         self.epochs = student.epochs
         self.rows = store.indices
-        self.batch_size = min(student.batch_size, self.rows.numel())
-        self.steps = self.rows.numel() // self.batch_size
-        self.spec = model_spec(student, data, "student")
-        with seeded(torch.device("cpu"), derive(self.seed, "student-weights")):
-            self.model: nn.Module = create_model(self.spec, student, "student")
-        self.model.to(device).to(memory_format=memory_format(student)).train()
-        self.optimizer = build_optimizer(self.model, student.optimizer, "student.optimizer")
+        self.batch_size = student.batch_size
+        self.steps = steps_per_epoch(self.rows.numel(), self.batch_size)
+        self.spec, self.model, self.optimizer = build_network(student, "student", data, self.seed, device)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """See `Task`."""

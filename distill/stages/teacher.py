@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.bilevel.label_step import LabelStep
 from distill.bilevel.probe import choose_estimator
 from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
-from distill.data.loader import Batch, ImageData, make_batch, open_data, training_batches
+from distill.data.loader import Batch, ImageData, make_batch, open_data, steps_per_epoch, training_batches
 from distill.errors import RunError
 from distill.labels.rules import LabelRule, Learned, Smoothing
 from distill.labels.tables import class_table, instance_table
@@ -20,15 +20,15 @@ from distill.recipe.checks import check_recipe
 from distill.recipe.digest import differences
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
-from distill.seeding import derive, generator, seeded
-from distill.stages.common import create_model, evaluator, memory_format, model_spec, teacher_inputs, write_selected
+from distill.seeding import derive, generator
+from distill.stages.common import build_network, evaluator, teacher_inputs, write_selected
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import save_weights
 from distill.store.labels import LearnedLabels, write_labels
 from distill.training.device import describe_device, prepare_device
 from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out
 from distill.training.loop import Plan, fit
-from distill.training.schedule import build_optimizer, build_schedule
+from distill.training.schedule import build_schedule
 
 SNAPSHOTS = 5  # of the labels, spread over the epochs
 
@@ -86,13 +86,9 @@ class TeacherTask:
         self.recipe, self.data, self.device = recipe, data, device
         self.epochs = teacher.epochs
         self.rows = training_rows(data, teacher.labels)
-        self.batch_size = min(teacher.batch_size, self.rows.numel())
-        self.steps = self.rows.numel() // self.batch_size
-        self.spec = model_spec(teacher, data, "teacher")
-        with seeded(torch.device("cpu"), derive(recipe.seed, "teacher-weights")):
-            self.model: nn.Module = create_model(self.spec, teacher, "teacher")
-        self.model.to(device).to(memory_format=memory_format(teacher)).train()
-        self.optimizer = build_optimizer(self.model, teacher.optimizer, "teacher.optimizer")
+        self.batch_size = teacher.batch_size
+        self.steps = steps_per_epoch(self.rows.numel(), self.batch_size)
+        self.spec, self.model, self.optimizer = build_network(teacher, "teacher", data, recipe.seed, device)
         self.rule = _label_rule(teacher.labels, data, self.rows, self.epochs, device)
         training = Training(
             self.model,
