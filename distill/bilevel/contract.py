@@ -35,7 +35,7 @@ class InnerStep:
     labels: Tensor  # y, [B, C], as trained on
     log_probabilities: Tensor  # log softmax of the training forward, detached, [B, C]
     seed: int  # of the training forward, so that dropout's masks can be drawn again
-    precision: str  # of the training forward: "float32", or "bfloat16" for autocast
+    precision: str  # of the training forward: "float32", or "bfloat16" and "float16" for autocast
     features: Tensor | None = None  # what the classifier saw in the training forward, [B, D], if the estimator asks
 
 

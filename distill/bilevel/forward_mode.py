@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from torch.autograd import forward_ad
 
 from distill.bilevel import hygiene
 from distill.bilevel.contract import InnerStep, Tensors
+from distill.bilevel.tangents import FusedTangents
 from distill.errors import BilevelError
 
 _CURE = 'set teacher.labels.estimator = "auto" or "one-sided".'
@@ -29,13 +31,17 @@ class ForwardMode:
 
     def __call__(self, model: nn.Module, inner: InnerStep, meta_gradient: Tensors) -> Tensor:
         """dL_meta/dy, [B, C]."""
-        direction = inner.look_ahead.pull_back(meta_gradient)
+        direction, scale = _in_range(inner.look_ahead.pull_back(meta_gradient), inner)
         with torch.no_grad(), forward_ad.dual_level(), hygiene.math_attention(), warnings.catch_warnings():
             # torch's own forward-mode rules are compiled on first use by a function that torch has deprecated.
             warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
             duals = {name: _dual(t, direction[name]) if name in direction else t for name, t in inner.theta.items()}
+            rules = FusedTangents() if inner.precision == "float32" else nullcontext()
             try:
-                logits = hygiene.silent_forward(model, duals, inner.images, seed=inner.seed, precision=inner.precision)
+                with rules:
+                    logits = hygiene.silent_forward(
+                        model, duals, inner.images, seed=inner.seed, precision=inner.precision
+                    )
                 tangent = _tangent(torch.log_softmax(_wide(logits), dim=-1))
             except (NotImplementedError, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0]
@@ -48,7 +54,22 @@ class ForwardMode:
                 "without a rule); found no tangent, expected one of the logits' shape",
                 cure=_CURE,
             )
-        return -tangent / inner.images.shape[0]
+        return -tangent / (scale * inner.images.shape[0])
+
+
+def _in_range(direction: Tensors, inner: InnerStep) -> tuple[Tensors, float | Tensor]:
+    """A multiple of the direction that float16 can hold, about as long as the parameters, and the factor.
+
+    The derivative is linear in it. A learning rate's worth of gradient would vanish among float16's smallest numbers.
+    """
+    if inner.precision != "float16" or not direction:
+        return direction, 1.0
+    long, short = (
+        torch.stack(torch._foreach_norm([tensors[name] for name in direction])).norm()
+        for tensors in (inner.theta, direction)
+    )
+    scale = torch.where(short > 0, long / short.clamp_min(torch.finfo(short.dtype).tiny), 1.0) / 16
+    return dict(zip(direction, torch._foreach_mul(list(direction.values()), scale), strict=True)), scale
 
 
 def _dual(primal: Tensor, tangent: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.bilevel.contract import Estimator, InnerStep, Tensors
+from distill.bilevel.estimators import from_state, state_of
 from distill.bilevel.lookahead import laid_out_like_parameters
 from distill.errors import BilevelError
 from distill.labels.rules import Learned
@@ -35,11 +36,11 @@ class LabelStep:
         if inner.look_ahead.lr == 0:
             return  # the step did not move the network, so it says nothing about its labels
         gradient = self.estimator(model, inner, self._averaged(r))
-        # Without lr/B, so that the label step means the same at every batch size and point of the schedule.
-        derivative = gradient * (inner.images.shape[0] / inner.look_ahead.lr)
-        finite = torch.isfinite(derivative).all()
+        finite = torch.isfinite(gradient).all()
         self.finite = finite if self.finite is None else self.finite & finite
-        self.rule.learn(indices, given, inner.labels, derivative)
+        # Without lr/B the label step means the same at every batch size and point of the schedule.
+        scale = inner.images.shape[0] / inner.look_ahead.lr
+        self.rule.learn(indices, given, inner.labels, gradient, scale=scale)
 
     def _averaged(self, r: Tensors) -> Tensors:
         if self.decay == 0:
@@ -61,10 +62,11 @@ class LabelStep:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The running mean."""
-        return {"mean": dict(self.mean), "updates": self.updates}
+        """The running mean, and the estimator, which may have been chosen anew since the start."""
+        return {"mean": dict(self.mean), "updates": self.updates, "estimator": state_of(self.estimator)}
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
         """The inverse of `state_dict`."""
         self.mean = laid_out_like_parameters(state["mean"], model)
         self.updates = int(state["updates"])
+        self.estimator = from_state(state["estimator"])

@@ -1,4 +1,4 @@
-"""Is an estimator right for this model? Asked once, on the first batch, before anything is trained.
+"""Is an estimator right for this model? Asked on the first batch, before anything is trained, and now and then later.
 
 End accuracy cannot tell: a bug in the finite-difference factor shipped in three known projects and hardly moved it.
 """
@@ -14,45 +14,35 @@ from torch import Tensor, nn
 
 from distill.bilevel import hygiene, lookahead
 from distill.bilevel.contract import Estimator, InnerStep, Tensors
+from distill.bilevel.estimators import APPROXIMATIONS, ESTIMATORS, ORDER, described, variants
 from distill.bilevel.finite_difference import FiniteDifference
-from distill.bilevel.forward_mode import ForwardMode
-from distill.bilevel.last_layer import LastLayer
 from distill.bilevel.lookahead import LookAhead, SGDRule
-from distill.bilevel.step import Training, meta_gradient
-from distill.bilevel.unrolled import Unrolled
+from distill.bilevel.step import Training
+from distill.bilevel.update import gradient_by_name
 from distill.data.loader import Batch
 from distill.errors import BilevelError
 from distill.losses.soft import cross_entropy
 
-MINIMUM_COSINE = {"float32": 0.999, "bfloat16": 0.99}  # bfloat16 rounds the function itself
+MINIMUM_COSINE = {"float32": 0.999, "bfloat16": 0.99, "float16": 0.99}  # half precision rounds the function itself
 MAXIMUM_SCALE = 1.05  # the cosine does not see a wrong factor
 PROBED_IMAGES = 32
 DOUBLE_REACH = 1e-6
-SAME_FUNCTION = 0.99  # cosine of the log-probabilities in both precisions, bfloat16's rounding allowed for
-ESTIMATORS: dict[str, Estimator] = {
-    "one-sided": FiniteDifference(),
-    "central": FiniteDifference(central=True),
-    "forward-mode": ForwardMode(),
-    "unrolled": Unrolled(),
-    "last-layer": LastLayer(),
-}
-APPROXIMATIONS = frozenset({"last-layer"})  # taken when asked for, whatever the cosine, which is told
-# The cheapest first. In bfloat16 finite differences drown in rounding (cosine .3).
-ORDER = {"float32": ("one-sided", "central", "forward-mode", "unrolled"), "bfloat16": ("forward-mode", "unrolled")}
+SAME_FUNCTION = 0.99  # cosine of the log-probabilities in both precisions, half precision's rounding allowed for
 
 
 def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -> tuple[Estimator, str]:
     """The estimator to use and a sentence that says how it did on the first batch.
 
     Args:
-        name: one of `ESTIMATORS`, or "auto" for the cheapest that passes.
+        name: one of `ESTIMATORS`, or "auto" for the cheapest that passes. A finite difference comes with the reach that
+            does best here.
         training: the model in train mode with its optimiser; left as it was, to the bit.
         batch: the first training batch.
         meta: what judges it.
 
     Raises:
         BilevelError: the estimator that was asked for, or under "auto" every one, has a cosine below .999 (.99 in
-            bfloat16) with the reference, or a wrong scale, or cannot differentiate this model at all.
+            half precision) with the reference, or a wrong scale, or cannot differentiate this model at all.
     """
     names = ORDER[training.precision] if name == "auto" else (name,)
     minimum = MINIMUM_COSINE[training.precision]
@@ -61,9 +51,8 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
     reference, kind = reference_gradient(training.model, inner, r)
     failures = []
     for candidate in names:
-        estimator = ESTIMATORS[candidate]
         try:
-            cosine, scale = agreement(estimator(training.model, inner, r), reference)
+            estimator, cosine, scale = _best(candidate, training.model, inner, r, reference)
         except BilevelError as error:
             failures.append(error.message)
             continue
@@ -71,7 +60,7 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
             return estimator, f"label gradient by {candidate}, an approximation: cosine {cosine:.4f} with {kind}"
         if cosine >= minimum and 1 / MAXIMUM_SCALE <= scale <= MAXIMUM_SCALE:
             skipped = f" (passed over: {'; '.join(failures)})" if failures else ""
-            return estimator, f"label gradient by {candidate}: cosine {cosine:.6f} with {kind}{skipped}"
+            return estimator, f"label gradient by {described(estimator)}: cosine {cosine:.6f} with {kind}{skipped}"
         failures.append(
             f"{candidate}: cosine {cosine:.4f}, scale {scale:.3f} against {kind}, "
             f"expected {minimum} or more, and 1 to within {MAXIMUM_SCALE - 1:.0%}"
@@ -82,6 +71,21 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
         + ("" if name == "auto" else 'teacher.labels.estimator, or "auto"; or another ')
         + 'teacher.model; or teacher.precision = "float32".',
     )
+
+
+def tuned(name: str, training: Training, batch: Batch, meta: Batch) -> tuple[Estimator, float, float]:
+    """The best form of one estimator today, its cosine with the reference and its scale. See `choose_estimator`."""
+    keep_features = ESTIMATORS[name].needs_features
+    inner, r = trial_step(training, _head(batch), _head(meta), keep_features=keep_features)
+    reference, _ = reference_gradient(training.model, inner, r)
+    return _best(name, training.model, inner, r, reference)
+
+
+def _best(
+    name: str, model: nn.Module, inner: InnerStep, r: Tensors, reference: Tensor
+) -> tuple[Estimator, float, float]:
+    tried = [(estimator, *agreement(estimator(model, inner, r), reference)) for estimator in variants(name)]
+    return max(tried, key=lambda found: found[1] if math.isfinite(found[1]) else -math.inf)
 
 
 def _head(batch: Batch) -> Batch:
@@ -106,10 +110,10 @@ def trial_step(
     # The derivative is on trial here, not the optimiser, which has no state yet: a plain step stands in.
     plain = SGDRule(lr=1.0, momentum=0.0, dampening=0.0, nesterov=False, weight_decay=0.0, first=True)
     inner = replace(inner, look_ahead=LookAhead(dict.fromkeys(parameters, plain)))
-    meta_logits = hygiene.silent_forward(
-        training.model, parameters, meta.images, seed=seed, precision=training.precision
-    )
-    return inner, meta_gradient(cross_entropy(meta_logits, meta.given).mean(), training.model, retain_graph=False)
+    # A direction is all that is needed, and in float16 one would have to find a scale for its loss first.
+    precision = "float32" if training.precision == "float16" else training.precision
+    meta_logits = hygiene.silent_forward(training.model, parameters, meta.images, seed=seed, precision=precision)
+    return inner, gradient_by_name(cross_entropy(meta_logits, meta.given).mean(), training.model, retain_graph=False)
 
 
 def reference_gradient(model: nn.Module, inner: InnerStep, r: Tensors) -> tuple[Tensor, str]:

@@ -11,19 +11,20 @@ from before the step are kept, because the Jacobian belongs there.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from distill.bilevel import hygiene, lookahead
-from distill.bilevel.contract import InnerStep, Tensors
+from distill.bilevel.contract import InnerStep
 from distill.bilevel.label_step import LabelStep
 from distill.bilevel.lookahead import Clip, LookAhead, laid_out_like_parameters
+from distill.bilevel.update import Update
 from distill.data.loader import Batch
 from distill.labels.rules import LabelRule
-from distill.losses.soft import cross_entropy, soft_cross_entropy
+from distill.losses.soft import cross_entropy
 from distill.seeding import derive
 
 
@@ -63,6 +64,10 @@ class Training:
     seed: int
     precision: str = "float32"
     clip_norm: float = 0.0  # of the whole gradient; 0: no clipping
+    update: Update = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.update = Update(self.model, self.optimizer, self.precision, self.clip_norm)
 
     def forward_seed(self, number: int) -> int:
         """Dropout's seed in the training forward of one step."""
@@ -73,16 +78,6 @@ class Training:
         return hygiene.training_forward(
             self.model, batch.images, seed=self.forward_seed(number), precision=self.precision
         )
-
-    def backward(self, loss: Tensor) -> Clip | None:
-        """Fills the gradients for the optimiser's step, and says how they were clipped if they were."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if not self.clip_norm:
-            return None
-        parameters = lookahead.trained_parameters(self.model)
-        norm = torch.nn.utils.clip_grad_norm_(list(parameters.values()), self.clip_norm)
-        return Clip(self.clip_norm, norm, {name: p.grad for name, p in parameters.items() if p.grad is not None})
 
     def record(
         self,
@@ -119,17 +114,19 @@ class PlainStep:
     def __call__(self, batch: Batch, number: int, *, learn: bool) -> dict[str, Tensor]:
         """See `Step`; there is nothing to learn."""
         logits = self.training.forward(batch, number)
-        loss = soft_cross_entropy(logits, self.training.rule.labels(batch.indices, batch.given)).mean()
-        self.training.backward(loss)
-        self.training.optimizer.step()
+        losses, _ = self.training.rule.loss(logits, batch.indices, batch.given)
+        loss = losses.mean()
+        self.training.update.backward(loss)
+        self.training.update.step()
         return {"loss": loss.detach()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
+        """Float16's scale."""
+        return {"update": self.training.update.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing."""
+        """The inverse of `state_dict`."""
+        self.training.update.load_state_dict(state["update"])
 
     def check(self) -> None:
         """Nothing."""
@@ -148,19 +145,21 @@ class HeldOutStep:
         training, estimator = self.training, self.label_step.estimator
         with hygiene.kept_features(training.model, wanted=learn and estimator.needs_features) as features:
             logits = training.forward(batch, number)
-        labels = training.rule.labels(batch.indices, batch.given)
-        loss = soft_cross_entropy(logits, labels).mean()
-        clip = training.backward(loss)
+        losses, labels = training.rule.loss(logits, batch.indices, batch.given)
+        loss = losses.mean()
+        clip = training.update.backward(loss)
         if not learn:
-            training.optimizer.step()
+            training.update.step()
             return {"loss": loss.detach()}
         inner = training.record(
             batch, number, logits, labels, clip, keep_state=estimator.needs_state, features=features
         )
-        training.optimizer.step()
+        if not training.update.step():
+            return {"loss": loss.detach()}  # the network did not move, which says nothing about its labels
         meta_loss = self._meta_loss(number)
-        r = meta_gradient(meta_loss, training.model, retain_graph=False)
-        self.label_step(training.model, inner, batch.indices, batch.given, r)
+        r = training.update.meta_gradient(meta_loss, retain_graph=False)
+        if r is not None:
+            self.label_step(training.model, inner, batch.indices, batch.given, r)
         return {"loss": loss.detach(), "meta_loss": meta_loss.detach()}
 
     def _meta_loss(self, number: int) -> Tensor:
@@ -176,11 +175,12 @@ class HeldOutStep:
         return cross_entropy(logits, meta.given).mean()
 
     def state_dict(self) -> dict[str, Any]:
-        """The running mean of the meta gradient."""
-        return {"label_step": self.label_step.state_dict()}
+        """Float16's scale, and the label step's."""
+        return {"update": self.training.update.state_dict(), "label_step": self.label_step.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
+        self.training.update.load_state_dict(state["update"])
         self.label_step.load_state_dict(state["label_step"], self.training.model)
 
     def check(self) -> None:
@@ -211,28 +211,31 @@ class NextBatchStep:
         with hygiene.kept_features(training.model, wanted=learn and estimator.needs_features) as features:
             logits = training.forward(batch, number)
         pending, self.pending = self.pending, None
-        losses, r = {}, None
+        told, r = {}, None
         if pending is not None:
-            losses["meta_loss"] = cross_entropy(logits, batch.given).mean()
-            r = meta_gradient(losses["meta_loss"], training.model, retain_graph=True)
-        labels = training.rule.labels(batch.indices, batch.given)
-        loss = soft_cross_entropy(logits, labels).mean()
-        clip = training.backward(loss)
+            told["meta_loss"] = cross_entropy(logits, batch.given).mean()
+            r = training.update.meta_gradient(told["meta_loss"], retain_graph=True)
+        losses, labels = training.rule.loss(logits, batch.indices, batch.given)
+        told["loss"] = losses.mean()
+        clip = training.update.backward(told["loss"])
         # Judged only now that the graph is freed, so that the two never lie in memory together. A class table's labels
         # are therefore those from before this judgement; instance rows of two batches in a row hardly ever meet.
         if pending is not None and r is not None:
             self.label_step(training.model, pending.inner, pending.indices, pending.given, r)
+        waiting = None
         if learn:
             inner = training.record(
                 batch, number, logits, labels, clip, keep_state=estimator.needs_state, features=features
             )
-            self.pending = Pending(inner, batch.indices, batch.given)
-        training.optimizer.step()
-        return {name: value.detach() for name, value in {"loss": loss, **losses}.items()}
+            waiting = Pending(inner, batch.indices, batch.given)
+        if training.update.step():
+            self.pending = waiting  # else the network did not move, which says nothing about its labels
+        return {name: value.detach() for name, value in told.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The running mean, and the batch that waits: an interruption loses no label update."""
-        state: dict[str, Any] = {"label_step": self.label_step.state_dict(), "pending": None}
+        """Scale, label step, and the batch that waits: an interruption loses no label update."""
+        state: dict[str, Any] = {"update": self.training.update.state_dict(), "pending": None}
+        state["label_step"] = self.label_step.state_dict()
         if self.pending is not None:
             inner = self.pending.inner
             plain = {name: getattr(inner, name) for name in InnerStep.__dataclass_fields__ if name != "look_ahead"}
@@ -242,6 +245,7 @@ class NextBatchStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
+        self.training.update.load_state_dict(state["update"])
         self.label_step.load_state_dict(state["label_step"], self.training.model)
         if state["pending"] is None:
             self.pending = None
@@ -258,10 +262,3 @@ class NextBatchStep:
     def check(self) -> None:
         """See `Step`."""
         self.label_step.check()
-
-
-def meta_gradient(meta_loss: Tensor, model: nn.Module, *, retain_graph: bool) -> Tensors:
-    """grad L_meta by parameter name; parameters that the loss does not reach are left out."""
-    parameters = lookahead.trained_parameters(model)
-    gradients = torch.autograd.grad(meta_loss, list(parameters.values()), retain_graph=retain_graph, allow_unused=True)
-    return {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}

@@ -20,7 +20,8 @@ from distill.kernels import reference
 Backend = Literal["auto", "reference", "triton"]
 Chosen = Literal["reference", "triton"]
 SUPPORTED = (torch.float32, torch.bfloat16, torch.float16)  # of the Triton kernels, which compute in float32
-_OTHERWISE = 'set the backend to "auto" or "reference".'
+_OTHERWISE = 'set the backend (teacher.labels.backend) to "auto" or "reference".'
+_PER_ROW = {"touched": torch.bool, "steps": torch.int32}
 
 
 def choose(backend: Backend, *tensors: Tensor) -> Chosen:
@@ -139,12 +140,7 @@ def sgd_rows_(
     if (buffer is None) != (momentum == 0):
         raise ValueError(f"buffer: momentum is {momentum}; expected a buffer with momentum and None without")
     tables = {"phi": phi} if buffer is None else {"phi": phi, "buffer": buffer}
-    _check_batch(rows, gradient=gradient)
-    _check_tables(gradient.shape[1], **tables)
-    _check_flags(phi, touched=(touched, torch.bool))
-    _check_number(step=step)
-    _check_devices(**tables, touched=touched, rows=rows, gradient=gradient, step=step)
-    if choose(backend, *tables.values(), touched, rows, gradient, step) == "reference":
+    if _for_update(backend, tables, {"touched": touched}, rows, gradient, step) == "reference":
         update = reference.sgd_rows_
     else:
         from distill.kernels import row_update
@@ -176,19 +172,32 @@ def adam_rows_(
     """
     if eps <= 0:
         raise ValueError(f"eps: found {eps}, expected a number above 0")
-    _check_batch(rows, gradient=gradient)
-    _check_tables(gradient.shape[1], phi=phi, first=first, second=second)
-    _check_flags(phi, touched=(touched, torch.bool), steps=(steps, torch.int32))
-    _check_number(step=step)
-    _check_devices(phi=phi, first=first, second=second, steps=steps, touched=touched)
-    _check_devices(phi=phi, rows=rows, gradient=gradient, step=step)
-    if choose(backend, phi, first, second, steps, touched, rows, gradient, step) == "reference":
+    tables, per_row = {"phi": phi, "first": first, "second": second}, {"touched": touched, "steps": steps}
+    if _for_update(backend, tables, per_row, rows, gradient, step) == "reference":
         update = reference.adam_rows_
     else:
         from distill.kernels import row_update
 
         update = row_update.adam_rows_
     update(phi, first, second, steps, touched, rows, gradient, step=step, betas=betas, eps=eps, mean=mean)
+
+
+def _for_update(
+    backend: Backend,
+    tables: dict[str, Tensor],
+    per_row: dict[str, Tensor],
+    rows: Tensor,
+    gradient: Tensor,
+    step: Tensor,
+) -> Chosen:
+    """Checks what every row update is given, and chooses its backend."""
+    _check_batch(rows, gradient=gradient)
+    _check_tables(gradient.shape[1], **tables)
+    _check_per_row(tables["phi"].shape[0], per_row)
+    _check_number(step=step)
+    tensors = {**tables, **per_row, "rows": rows, "gradient": gradient, "step": step}
+    _check_devices(**tensors)
+    return choose(backend, *tensors.values())
 
 
 def _check_batch(rows: Tensor, **matrix: Tensor) -> None:
@@ -208,11 +217,12 @@ def _check_tables(classes: int, **tables: Tensor) -> None:
             raise ValueError(f"{name}: found strides {table.stride()}, expected a contiguous table")
 
 
-def _check_flags(phi: Tensor, **flags: tuple[Tensor, torch.dtype]) -> None:
-    for name, (flag, dtype) in flags.items():
-        if flag.shape != phi.shape[:1] or flag.dtype != dtype or not flag.is_contiguous():
-            expected = f"{dtype} [{phi.shape[0]}], contiguous"
-            raise ValueError(f"{name}: found {flag.dtype} {list(flag.shape)}, expected {expected}")
+def _check_per_row(count: int, per_row: dict[str, Tensor]) -> None:
+    for name, tensor in per_row.items():
+        dtype = _PER_ROW[name]
+        if tensor.shape != (count,) or tensor.dtype != dtype or not tensor.is_contiguous():
+            expected = f"{dtype} [{count}], contiguous"
+            raise ValueError(f"{name}: found {tensor.dtype} {list(tensor.shape)}, expected {expected}")
 
 
 def _check_number(**numbers: Tensor) -> None:

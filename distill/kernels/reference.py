@@ -1,7 +1,7 @@
 """The operations on label rows in plain torch: the definition that every faster form is judged by.
 
 Half precision is widened to float32 before any arithmetic; float64 stays float64, which is the tests' oracle. Nothing
-here but `reduce_rows` waits for the device.
+here waits for the device.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         [B], in nats; the caller reduces.
     """
-    return -(labels * torch.log_softmax(logits, dim=-1)).sum(-1)
+    return -(labels * torch.log_softmax(_wide(logits), dim=-1)).sum(-1)
 
 
 def soft_cross_entropy_rows(logits: Tensor, phi: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,49 +46,20 @@ def soft_cross_entropy_gradient(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.softmax(_wide(logits), dim=-1) - labels
 
 
-def softmax_row_gradient(labels: Tensor, derivative: Tensor) -> Tensor:
-    """From dL/dy to dL/dphi for y = softmax(phi): y * (a - sum_c y_c a_c).
+def row_gradient(labels: Tensor, derivative: Tensor, scale: Tensor) -> Tensor:
+    """From dL/dy to scale * dL/dphi for y = softmax(phi): scale * y * (a - sum_c y_c a_c).
 
     Args:
         labels: y, [B, C].
         derivative: a = dL/dy, [B, C].
+        scale: [], for example B / lr.
 
     Returns:
         [B, C]; every row sums to zero.
     """
-    return labels * (derivative - (labels * derivative).sum(-1, keepdim=True))
-
-
-def row_gradient(labels: Tensor, derivative: Tensor, scale: Tensor) -> Tensor:
-    """`softmax_row_gradient` times a number that may live on the device.
-
-    Args:
-        labels: y, [B, C].
-        derivative: a, [B, C].
-        scale: [], for example B / lr.
-
-    Returns:
-        [B, C].
-    """
-    gradient = softmax_row_gradient(_wide(labels), _wide(derivative))
+    y, a = _wide(labels), _wide(derivative)
+    gradient = y * (a - (y * a).sum(-1, keepdim=True))
     return gradient * scale.to(gradient.dtype)
-
-
-def reduce_rows(rows: Tensor, gradient: Tensor, *, mean: bool) -> tuple[Tensor, Tensor]:
-    """Gathers what repeated rows received, so that each row is written once. Waits for the device (torch.unique).
-
-    Args:
-        rows: row numbers, int64 [B], repeats allowed.
-        gradient: [B, C].
-        mean: divide by the number of repeats (class tables) or not (instance tables).
-
-    Returns:
-        The distinct rows in ascending order, int64 [U], and their gradient [U, C].
-    """
-    unique, inverse, counts = torch.unique(rows, return_inverse=True, return_counts=True)
-    total = torch.zeros(unique.numel(), gradient.shape[1], dtype=gradient.dtype, device=gradient.device)
-    total.index_add_(0, inverse, gradient)
-    return unique, total / counts.unsqueeze(1) if mean else total
 
 
 def combine_repeats(rows: Tensor, gradient: Tensor, *, mean: bool) -> Tensor:

@@ -9,6 +9,7 @@ order, and is the only one that reads or writes the row. So there is no race, no
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 import triton  # type: ignore[import-untyped,import-not-found,unused-ignore]
@@ -159,25 +160,8 @@ def sgd_rows_(
     mean: bool,
 ) -> None:
     """See `reference.sgd_rows_`; tables contiguous, rows outside the table left out."""
-    ranked, order = torch.sort(rows, stable=True)
-    block = block_of(phi.shape[1])
-    with on_device_of(phi):
-        sgd_kernel[(rows.numel(),)](
-            phi,
-            phi if buffer is None else buffer,
-            touched.view(torch.uint8),
-            ranked,
-            order,
-            gradient.contiguous(),
-            step,
-            phi.shape[0],
-            rows.numel(),
-            phi.shape[1],
-            MOMENTUM=momentum,
-            MEAN=mean,
-            BLOCK=block,
-            **compile_options(block),
-        )
+    state = (phi, phi if buffer is None else buffer, touched)
+    _launch(sgd_kernel, state, rows, gradient, step, MOMENTUM=momentum, MEAN=mean)
 
 
 def adam_rows_(
@@ -195,28 +179,31 @@ def adam_rows_(
     mean: bool,
 ) -> None:
     """See `reference.adam_rows_`; tables contiguous, rows outside the table left out."""
+    constants = {"BETA1": betas[0], "BETA2": betas[1], "LOG_BETA1": _log(betas[0]), "LOG_BETA2": _log(betas[1])}
+    _launch(adam_kernel, (phi, first, second, steps, touched), rows, gradient, step, **constants, EPS=eps, MEAN=mean)
+
+
+def _launch(
+    kernel: Any, state: tuple[Tensor, ...], rows: Tensor, gradient: Tensor, step: Tensor, **constants: float
+) -> None:
+    """One program per batch entry, the entries ranked by row; `state` opens with phi and ends with touched."""
+    phi, *others, touched = state
+    count, classes = phi.shape
     ranked, order = torch.sort(rows, stable=True)
-    block = block_of(phi.shape[1])
+    block = block_of(classes)
     with on_device_of(phi):
-        adam_kernel[(rows.numel(),)](
+        kernel[(rows.numel(),)](
             phi,
-            first,
-            second,
-            steps,
+            *others,
             touched.view(torch.uint8),
             ranked,
             order,
             gradient.contiguous(),
             step,
-            phi.shape[0],
+            count,
             rows.numel(),
-            phi.shape[1],
-            BETA1=betas[0],
-            BETA2=betas[1],
-            LOG_BETA1=_log(betas[0]),
-            LOG_BETA2=_log(betas[1]),
-            EPS=eps,
-            MEAN=mean,
+            classes,
+            **constants,
             BLOCK=block,
             **compile_options(block),
         )

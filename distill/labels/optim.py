@@ -1,50 +1,153 @@
-"""The label optimiser: gradient steps on the rows that a batch touched, and on no others."""
+"""Label optimisers: gradient steps on the rows that a batch touched, and on no others.
+
+Class rows take the mean over their images, never the sum: a sum lets one batch flip a row to another class. Instance
+rows take the sum over repeats of the same image.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from distill.kernels import reference
-from distill.labels.tables import LabelTable
+from distill.errors import BilevelError
+from distill.kernels import dispatch
+from distill.labels.tables import LabelTable, restore
 
-SMALLEST = 1e-6  # probability that a projected label keeps on every class: from exactly 0 it would hardly return
+OptimizerName = Literal["sgd", "adam"]
+# Kingma and Ba, "Adam", arXiv 1412.6980, algorithm 1; torch's defaults too.
+BETAS, EPS = (0.9, 0.999), 1e-8
 
 
-class RowSGD:
-    """phi <- phi - step * m, m <- momentum * m + g, for touched rows only.
+class RowOptimizer(Protocol):
+    """Moves rows phi [R, C] of one table against a gradient."""
 
-    Rows that are labels themselves (parametrisation "projected") are clamped and divided by their sum after each step,
-    since a gradient step leaves the simplex.
+    @property
+    def touched(self) -> Tensor:
+        """Which rows were ever moved, bool [R]."""
+        ...
 
-    Class rows take the mean over their images, never the sum: a sum lets one batch flip a row to another class.
-    Instance rows take the sum over repeats of the same image.
-    """
-
-    def __init__(self, table: LabelTable, *, step: float, momentum: float) -> None:
-        self.table = table
-        self.step = step
-        self.momentum = momentum
-        self.buffer = torch.zeros_like(table.phi) if momentum > 0 else None  # [R, C]
-        self.touched = torch.zeros(table.phi.shape[0], dtype=torch.bool, device=table.phi.device)  # [R]
-
-    def update(self, rows: Tensor, labels: Tensor, derivative: Tensor) -> None:
-        """One step.
+    def update(self, rows: Tensor, gradient: Tensor) -> None:
+        """One step, without waiting for the device.
 
         Args:
             rows: int64 [B], repeats allowed.
-            labels: the labels that the derivative was taken at, [B, C].
-            derivative: dL/dy without the factor lr/B, [B, C].
+            gradient: dL/dphi of each, [B, C].
         """
-        softmax = self.table.parametrisation == "softmax"
-        gradient = reference.softmax_row_gradient(labels, derivative) if softmax else derivative
-        unique, gradient = reference.reduce_rows(rows, gradient, mean=self.table.kind == "class")
-        if self.buffer is not None:
-            gradient = self.buffer[unique].mul_(self.momentum).add_(gradient)
-            self.buffer[unique] = gradient
-        moved = self.table.phi[unique] - self.step * gradient
-        if not softmax:
-            moved = moved.clamp_min(SMALLEST)
-            moved /= moved.sum(-1, keepdim=True)
-        self.table.phi[unique] = moved
-        self.touched[unique] = True
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a resumed run needs besides the table."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """The inverse of `state_dict`.
+
+        Raises:
+            StoreError: the state belongs to another table or optimiser.
+        """
+        ...
+
+
+class RowSGD:
+    """m <- momentum * m + g, phi <- phi - step * m, for touched rows only."""
+
+    def __init__(
+        self, table: LabelTable, *, step: float, momentum: float = 0.0, backend: dispatch.Backend = "auto"
+    ) -> None:
+        self.table = table
+        self.step = _number(step, table)
+        self.momentum = momentum
+        self.backend = backend
+        self.buffer = torch.zeros_like(table.phi) if momentum > 0 else None  # m, [R, C]
+        self.touched = _per_row(table, torch.bool)
+
+    def update(self, rows: Tensor, gradient: Tensor) -> None:
+        """See `RowOptimizer`."""
+        dispatch.sgd_rows_(
+            self.table.phi,
+            self.buffer,
+            self.touched,
+            rows,
+            gradient,
+            step=self.step,
+            momentum=self.momentum,
+            mean=self.table.kind == "class",
+            backend=self.backend,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `RowOptimizer`."""
+        state = {"touched": self.touched}
+        return state if self.buffer is None else {"buffer": self.buffer, **state}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """See `RowOptimizer`."""
+        restore(self.state_dict(), state)
+
+
+class RowAdam:
+    """Adam on touched rows only. Each row has a clock of its own, which stands still while the row is not touched."""
+
+    def __init__(self, table: LabelTable, *, step: float, backend: dispatch.Backend = "auto") -> None:
+        self.table = table
+        self.step = _number(step, table)
+        self.backend = backend
+        self.first, self.second = torch.zeros_like(table.phi), torch.zeros_like(table.phi)  # moments, [R, C]
+        self.steps = _per_row(table, torch.int32)
+        self.touched = _per_row(table, torch.bool)
+
+    def update(self, rows: Tensor, gradient: Tensor) -> None:
+        """See `RowOptimizer`."""
+        dispatch.adam_rows_(
+            self.table.phi,
+            self.first,
+            self.second,
+            self.steps,
+            self.touched,
+            rows,
+            gradient,
+            step=self.step,
+            betas=BETAS,
+            eps=EPS,
+            mean=self.table.kind == "class",
+            backend=self.backend,
+        )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `RowOptimizer`."""
+        return {"first": self.first, "second": self.second, "steps": self.steps, "touched": self.touched}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """See `RowOptimizer`."""
+        restore(self.state_dict(), state)
+
+
+def row_optimizer(
+    name: OptimizerName, table: LabelTable, *, step: float, momentum: float, backend: dispatch.Backend
+) -> RowOptimizer:
+    """The optimiser that a recipe names.
+
+    Raises:
+        BilevelError: momentum for Adam, which has moments of its own.
+    """
+    if name == "sgd":
+        return RowSGD(table, step=step, momentum=momentum, backend=backend)
+    if momentum > 0:
+        raise BilevelError(
+            f"learned labels: momentum is {momentum:g} with Adam rows, which have moments of their own",
+            cure='leave momentum at 0, or set optimizer = "sgd".',
+        )
+    return RowAdam(table, step=step, backend=backend)
+
+
+def _number(value: float, table: LabelTable) -> Tensor:
+    """A number on the table's device, where the kernels read it: [], filled there and not copied."""
+    phi = table.phi
+    return torch.full((), value, dtype=phi.dtype if phi.itemsize >= 4 else torch.float32, device=phi.device)
+
+
+def _per_row(table: LabelTable, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(table.phi.shape[0], dtype=dtype, device=table.phi.device)

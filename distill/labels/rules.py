@@ -6,20 +6,41 @@ comparison only the labels differ.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from distill.labels.optim import RowSGD
-from distill.labels.tables import LabelTable
+from distill.errors import BilevelError, DataError
+from distill.kernels import dispatch, reference
+from distill.labels.optim import OptimizerName, row_optimizer
+from distill.labels.tables import LabelTable, restore
 
 
 class LabelRule(Protocol):
-    """From a batch to the labels that it is trained on."""
+    """From a batch to the labels that it is trained on, without waiting for the device."""
 
     def labels(self, indices: Tensor, given: Tensor) -> Tensor:
         """Source indices int64 [B], given labels int64 [B] -> soft labels [B, C]."""
+        ...
+
+    def loss(self, logits: Tensor, indices: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """The soft cross-entropy of each image with its label.
+
+        Args:
+            logits: [B, C].
+            indices: source indices, int64 [B].
+            given: given labels, int64 [B].
+
+        Returns:
+            The loss [B] in nats, float32 at least, differentiable in the logits; and the labels [B, C] that it was
+            taken with, detached.
+
+        Raises:
+            BilevelError: logits of another shape.
+        """
         ...
 
 
@@ -35,8 +56,15 @@ class Smoothing:
 
     def labels(self, indices: Tensor, given: Tensor) -> Tensor:
         """[B], [B] -> [B, C]."""
-        onehot = torch.nn.functional.one_hot(given, self.classes).to(torch.get_default_dtype())
+        # Not F.one_hot, which on the CPU looks at the labels.
+        onehot = torch.zeros(given.numel(), self.classes, device=given.device).scatter_(1, given.unsqueeze(1), 1.0)
         return onehot * (1.0 - self.eps) + self.eps / self.classes
+
+    def loss(self, logits: Tensor, indices: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """See `LabelRule`."""
+        _check_logits(logits, given, self.classes)
+        labels = self.labels(indices, given)
+        return reference.soft_cross_entropy(logits, labels), labels
 
 
 class Learned:
@@ -45,9 +73,14 @@ class Learned:
     Args:
         table: the rows.
         step: label step, on the derivative without the factor lr/B.
-        momentum: momentum of the label step.
+        optimizer: of the label step.
+        momentum: of the label step, for "sgd".
+        backend: which code works on the rows; settled here, as `self.backend`, for the table's device.
         average_epochs: `averaged` is the mean of the labels at the ends of so many last epochs.
         snapshot_epochs: epochs (counted from 1) after which the labels are kept, to see how they moved.
+
+    Raises:
+        BilevelError: the backend cannot work on the table, or the optimiser has no momentum.
     """
 
     def __init__(
@@ -55,12 +88,15 @@ class Learned:
         table: LabelTable,
         *,
         step: float,
+        optimizer: OptimizerName = "sgd",
         momentum: float = 0.0,
+        backend: dispatch.Backend = "auto",
         average_epochs: int = 1,
         snapshot_epochs: tuple[int, ...] = (),
     ) -> None:
         self.table = table
-        self.optimizer = RowSGD(table, step=step, momentum=momentum)
+        self.backend = dispatch.choose(backend, table.phi)
+        self.optimizer = row_optimizer(optimizer, table, step=step, momentum=momentum, backend=self.backend)
         self.average_epochs = average_epochs
         self.snapshot_epochs = snapshot_epochs
         self.trajectory: dict[int, Tensor] = {}
@@ -69,11 +105,43 @@ class Learned:
 
     def labels(self, indices: Tensor, given: Tensor) -> Tensor:
         """[B], [B] -> [B, C]."""
-        return self.table.labels(self.table.rows(indices, given))
+        with _rows_exist():
+            return self.table.labels(self.table.rows(indices, given))
 
-    def learn(self, indices: Tensor, given: Tensor, labels: Tensor, derivative: Tensor) -> None:
-        """Takes one label step from dL/dy without the factor lr/B, [B, C], at the labels [B, C] it was taken at."""
-        self.optimizer.update(self.table.rows(indices, given), labels, derivative)
+    def loss(self, logits: Tensor, indices: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """See `LabelRule`. An image without a row is a DataError on the CPU; Triton makes its loss NaN."""
+        _check_logits(logits, given, self.table.classes)
+        if self.table.parametrisation == "projected":
+            labels = self.labels(indices, given)
+            return reference.soft_cross_entropy(logits, labels), labels
+        with _rows_exist():
+            loss, kept = dispatch.soft_cross_entropy_rows(
+                logits, self.table.phi, self.table.rows(indices, given), keep_labels=True, backend=self.backend
+            )
+        assert kept is not None
+        return loss, kept
+
+    def learn(self, indices: Tensor, given: Tensor, labels: Tensor, gradient: Tensor, *, scale: Tensor | float) -> None:
+        """Takes one label step.
+
+        Args:
+            indices: source indices, int64 [B].
+            given: given labels, int64 [B].
+            labels: the labels that the gradient was taken at, [B, C].
+            gradient: dL_meta/dy, [B, C].
+            scale: B/lr, which frees the gradient from the batch size and the schedule: a number, or [] on the device.
+        """
+        if isinstance(scale, Tensor):
+            scale = scale.to(gradient.dtype)
+        else:  # filled on the device; copying it there would wait
+            scale = torch.full((), scale, dtype=gradient.dtype, device=gradient.device)
+        if self.table.parametrisation == "softmax":
+            gradient = dispatch.row_gradient(labels, gradient, scale, backend=self.backend)
+        else:
+            gradient = gradient * scale
+        rows = self.table.rows(indices, given)
+        self.optimizer.update(rows, gradient)
+        self.table.project_(rows)
 
     def end_epoch(self, epoch: int, epochs: int) -> None:
         """Averages and keeps what the end of an epoch (counted from 1) asks for."""
@@ -90,20 +158,43 @@ class Learned:
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
         return {
-            "phi": self.table.phi,
-            "buffer": self.optimizer.buffer,
-            "touched": self.optimizer.touched,
+            **self._tensors(),
+            "optimizer": self.optimizer.state_dict(),
             "trajectory": dict(self.trajectory),
-            "sum": self._sum,
             "summed": self._summed,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        self.table.phi.copy_(state["phi"])
-        if self.optimizer.buffer is not None:
-            self.optimizer.buffer.copy_(state["buffer"])
-        self.optimizer.touched.copy_(state["touched"])
+        """The inverse of `state_dict`.
+
+        Raises:
+            StoreError: the state belongs to another table or optimiser.
+        """
+        restore(self._tensors(), {name: state.get(name) for name in self._tensors()})
+        self.optimizer.load_state_dict(state.get("optimizer", {}))
         self.trajectory = dict(state["trajectory"])
-        self._sum.copy_(state["sum"])
         self._summed = int(state["summed"])
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"phi": self.table.phi, "sum": self._sum}
+
+
+def _check_logits(logits: Tensor, given: Tensor, classes: int) -> None:
+    """Shapes only. One column of logits would otherwise be spread over all classes without a word."""
+    if logits.shape != (given.numel(), classes):
+        raise BilevelError(
+            f"labels: the logits are {list(logits.shape)}, expected {[given.numel(), classes]}, as the labels are",
+            cure="give the model as many outputs as there are classes.",
+        )
+
+
+@contextmanager
+def _rows_exist() -> Iterator[None]:
+    """On the CPU torch looks at row numbers while it indexes."""
+    try:
+        yield
+    except IndexError as error:
+        raise DataError(
+            f"labels: an image of the batch has no row in the label table: {error}",
+            cure="make the table of all images and classes that are trained on.",
+        ) from error

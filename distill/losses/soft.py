@@ -10,14 +10,10 @@ from distill.kernels import reference
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """-log softmax(z)_y. logits [B, C], targets int64 [B] -> [B], in nats, computed in float32 at least."""
-    return torch.nn.functional.cross_entropy(_wide(logits), targets, reduction="none")
+    logits = logits.float() if logits.itemsize < 4 else logits
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
 
 
 def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-sum_c y_c log softmax(z)_c. logits [B, C], labels [B, C] -> [B], in nats, computed in float32 at least."""
-    return reference.soft_cross_entropy(_wide(logits), labels)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """Half precision is summed in float32; float64 stays as it is."""
-    return logits.float() if logits.itemsize < 4 else logits
+    return reference.soft_cross_entropy(logits, labels)

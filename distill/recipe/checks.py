@@ -152,11 +152,18 @@ def _labels(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
             f"[data] meta: found 0, expected some images to judge {rules} labels with, "
             'or [teacher.labels] meta = "next-batch"'
         )
-    if labels.estimator in ("one-sided", "central") and teacher.precision == "bfloat16":
+    if labels.estimator in ("one-sided", "central") and teacher.precision != "float32":
         yield (
-            f'[teacher.labels] estimator: found "{labels.estimator}" with precision = "bfloat16", where finite '
-            'differences drown in rounding; expected "forward-mode" or "auto"'
+            f'[teacher.labels] estimator: found "{labels.estimator}" with precision = "{teacher.precision}", where '
+            'finite differences drown in rounding; expected "forward-mode" or "auto"'
         )
+    if labels.optimizer == "adam" and labels.momentum > 0:
+        yield (
+            f'[teacher.labels] momentum: found {labels.momentum:g} with optimizer = "adam", which has moments of its '
+            'own; leave it out, or set optimizer = "sgd"'
+        )
+    if labels.backend == "triton" and recipe.device == "cpu":
+        yield '[teacher.labels] backend: found "triton" with device = "cpu", expected "auto" or "reference", or a GPU'
     if teacher.optimizer.name.lower() not in _LOOK_AHEAD:
         names = ", ".join(f'"{name}"' for name in _LOOK_AHEAD)
         yield (

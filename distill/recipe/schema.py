@@ -146,7 +146,11 @@ class LabelsRecipe(Table):
     step: float = Field(
         default=1.0, ge=0, le=1e6, description="Label step, on the derivative without the factor lr/B; 0: labels stay."
     )
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="Momentum of the label step, per row.")
+    optimizer: Literal["sgd", "adam"] = Field(
+        default="sgd",
+        description="Label optimiser, on touched rows only; adam's step hardly depends on the derivative's size.",
+    )
+    momentum: float = Field(default=0.0, ge=0, lt=1, description="Momentum of the label step, per row; sgd only.")
     meta_gradient_mean: float = Field(
         default=0.0,
         ge=0,
@@ -156,6 +160,9 @@ class LabelsRecipe(Table):
     warmup_epochs: int = Field(default=0, ge=0, description="Epochs before the labels begin to learn.")
     every: Count = Field(default=1, description="Update the labels every k-th step.")
     average_epochs: Count = Field(default=1, description="Exported labels are the mean over so many last epochs.")
+    backend: Literal["auto", "reference", "triton"] = Field(
+        default="auto", description="Which code moves the label rows: auto takes Triton's kernels on a GPU."
+    )
 
 
 class StageRecipe(Table):
@@ -168,7 +175,9 @@ class StageRecipe(Table):
     )
     epochs: Count = Field(default=30, description="Passes over the training images.")
     batch_size: Annotated[int, Field(ge=2)] = Field(default=64, description="Images a step.")
-    precision: Literal["float32", "bfloat16"] = Field(default="float32", description="Precision of the forward passes.")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Precision of the forward passes; with float16 the losses are scaled."
+    )
     clip_norm: float = Field(
         default=0.0, ge=0, description="Clip the gradient to this global norm before each step; 0: no clipping."
     )

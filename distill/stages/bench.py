@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from distill.bilevel.contract import Estimator
+from distill.bilevel.estimators import ESTIMATORS
 from distill.bilevel.label_step import LabelStep
-from distill.bilevel.probe import ESTIMATORS, agreement, in_double, trial_step
+from distill.bilevel.probe import agreement, in_double, trial_step, tuned
 from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
 from distill.bilevel.unrolled import Unrolled
 from distill.data.loader import Batch, open_data
@@ -197,8 +198,10 @@ def _cosines(variant: _Variant, batches: list[Batch], refused: dict[str, str]) -
     model = variant.training.model
     inner, r = trial_step(variant.training, batches[0], batches[1], keep_features="last-layer" not in refused)
     exact = Unrolled()(*in_double(model, inner, r))
-    return {
-        name: agreement(estimator(model, inner, r), exact)[0]
-        for name, estimator in ESTIMATORS.items()
-        if name not in refused
-    }
+    found = {}
+    for name in ESTIMATORS:
+        if name not in refused:
+            # The reach is chosen on other batches, as the start-up probe does it.
+            estimator, _, _ = tuned(name, variant.training, batches[2], batches[3])
+            found[name] = agreement(estimator(model, inner, r), exact)[0]
+    return found

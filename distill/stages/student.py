@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.bilevel.hygiene import training_forward
+from distill.bilevel.update import Update
 from distill.data.loader import Batch, ImageData, open_data, steps_per_epoch, training_batches
 from distill.errors import RunError, StoreError
 from distill.losses.logit import kd
@@ -116,6 +117,7 @@ class StudentTask:
         self.batch_size = student.batch_size
         self.steps = steps_per_epoch(self.rows.numel(), self.batch_size)
         self.spec, self.model, self.optimizer = build_network(student, "student", data, self.seed, device)
+        self.update = Update(self.model, self.optimizer, student.precision, student.clip_norm)
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """See `Task`."""
@@ -145,11 +147,8 @@ class StudentTask:
             soft = kd(logits, teacher, loss.temperature).mean()
             losses["soft"] = soft
             total = loss.hard_weight * hard + loss.soft_weight * soft
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        if self.recipe.student.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.student.clip_norm)
-        self.optimizer.step()
+        self.update.backward(total)
+        self.update.step()
         return {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
@@ -160,11 +159,12 @@ class StudentTask:
         """See `Task`; the losses show everything."""
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Task`; there is no other state."""
-        return {}
+        """See `Task`."""
+        return self.update.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Task`."""
+        self.update.load_state_dict(state)
 
 
 def _write(task: StudentTask, plan: Plan) -> dict[str, str]:

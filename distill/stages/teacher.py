@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.bilevel.contract import Estimator
+from distill.bilevel.estimators import described
 from distill.bilevel.label_step import LabelStep
 from distill.bilevel.probe import choose_estimator
 from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
 from distill.data.loader import Batch, ImageData, make_batch, open_data, steps_per_epoch, training_batches
-from distill.errors import RunError
+from distill.errors import BilevelError, RunError
 from distill.labels.rules import LabelRule, Learned, Smoothing
 from distill.labels.tables import class_table, instance_table
 from distill.recipe.checks import check_recipe
@@ -90,7 +92,8 @@ class TeacherTask:
         self.steps = steps_per_epoch(self.rows.numel(), self.batch_size)
         self.spec, self.model, self.optimizer = build_network(teacher, "teacher", data, recipe.seed, device)
         self.rule = _label_rule(teacher.labels, data, self.rows, self.epochs, device)
-        training = Training(
+        self.listener = listener
+        self.training = Training(
             self.model,
             self.optimizer,
             self.rule,
@@ -98,22 +101,44 @@ class TeacherTask:
             precision=teacher.precision,
             clip_norm=teacher.clip_norm,
         )
-        self._step = self._build_step(training, listener)
+        self.label_step: LabelStep | None = None
+        self._step = self._build_step()
 
-    def _build_step(self, training: Training, listener: Listener) -> Step:
+    def _build_step(self) -> Step:
         labels = self.recipe.teacher.labels
         if not isinstance(self.rule, Learned):
-            return PlainStep(training)
-        first = self.batches(0, 0)
+            return PlainStep(self.training)
+        self.listener(Notice(f"label rows: {labels.optimizer}, backend {self.rule.backend}"))
+        self.label_step = LabelStep(self.rule, self._choose(0), labels.meta_gradient_mean)
+        if labels.meta == "held-out":
+            return HeldOutStep(self.training, self.label_step, self.meta_batch)
+        return NextBatchStep(self.training, self.label_step)
+
+    def _choose(self, epoch: int) -> Estimator:
+        """The estimator for the weights of today, judged on an epoch's first batches."""
+        labels = self.recipe.teacher.labels
+        first = self.batches(epoch, 0)
         batch = next(first)
-        held_out = labels.meta == "held-out"
         # A run of one step an epoch has no next batch in it: the first then stands in, for the probe only.
-        meta = self.meta_batch(0) if held_out else next(first, batch)
-        # Always asked of the initial weights, so that a resumed run chooses what it chose before.
-        estimator, report = choose_estimator(labels.estimator, training, batch, meta)
-        listener(Notice(report))
-        label_step = LabelStep(self.rule, estimator, labels.meta_gradient_mean)
-        return HeldOutStep(training, label_step, self.meta_batch) if held_out else NextBatchStep(training, label_step)
+        meta = self.meta_batch(epoch * self.steps) if labels.meta == "held-out" else next(first, batch)
+        estimator, report = choose_estimator(labels.estimator, self.training, batch, meta)
+        self.listener(Notice(report))
+        return estimator
+
+    def _choose_again(self, epoch: int) -> None:
+        """Kinks of ReLUs spoil finite differences at first, rounding later: another reach or estimator may do better.
+
+        A choice that cannot be made, or that would need other records of the step before, leaves things as they are.
+        """
+        assert self.label_step is not None
+        before = self.label_step.estimator
+        try:
+            after = self._choose(epoch)
+        except BilevelError as error:
+            self.listener(Notice(f"label gradient stays with {described(before)}: {error.message}"))
+            return
+        if (after.needs_state, after.needs_features) == (before.needs_state, before.needs_features):
+            self.label_step.estimator = after
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """See `Task`."""
@@ -142,6 +167,8 @@ class TeacherTask:
         """See `Task`."""
         labels = self.recipe.teacher.labels
         learn = epoch >= labels.warmup_epochs and number % labels.every == 0
+        if self.label_step is not None and number == epoch * self.steps and _probed_again(epoch):
+            self._choose_again(epoch)
         return self._step(batch, number, learn=learn)
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
@@ -181,6 +208,11 @@ class TeacherTask:
         self._step.load_state_dict(state["step"])
 
 
+def _probed_again(epoch: int) -> bool:
+    """After 1, 2, 4, 8, ... epochs: a float64 pass over a few images each time."""
+    return epoch > 0 and epoch & (epoch - 1) == 0
+
+
 def label_metrics(data: ImageData, learned: LearnedLabels | None) -> dict[str, float]:
     """Share of the training images whose given, and whose learned, label is the true one; mean entropy in nats."""
     train = data.splits.train
@@ -211,7 +243,9 @@ def _label_rule(labels: LabelsRecipe, data: ImageData, rows: Tensor, epochs: int
     return Learned(
         table,
         step=labels.step,
+        optimizer=labels.optimizer,
         momentum=labels.momentum,
+        backend=labels.backend,
         average_epochs=labels.average_epochs,
         snapshot_epochs=snapshots,
     )

@@ -109,7 +109,7 @@ def inner_step(
     """Takes a real training step, clipped if asked, and records it."""
     logits = hygiene.training_forward(model, images, seed=seed, precision="float32")
     training = Training(model, optimizer, Smoothing(C, 0.0), seed, clip_norm=clip)
-    clipped = training.backward(soft_cross_entropy(logits, labels).mean())
+    clipped = training.update.backward(soft_cross_entropy(logits, labels).mean())
     parameters = lookahead.trained_parameters(model)
     inner = InnerStep(
         theta={name: p.detach().clone() for name, p in parameters.items()},

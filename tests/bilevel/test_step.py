@@ -92,7 +92,7 @@ def meta_loss_after(training: Training, labels: Tensor, first: Batch, second: Ba
     """L_meta after one real step on `first` with these labels; for next-batch `second` meets train-mode BatchNorm."""
     twin = copy.deepcopy(training)
     logits = twin.forward(first, 0)
-    twin.backward(soft_cross_entropy(logits, labels).mean())
+    twin.update.backward(soft_cross_entropy(logits, labels).mean())
     twin.optimizer.step()
     return float(cross_entropy(twin.forward(second, 1), second.given).mean().detach())
 

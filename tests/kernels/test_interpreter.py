@@ -1,4 +1,4 @@
-"""Runs `test_laws.py` under Triton's interpreter: the kernels' own source, on CPU tensors."""
+"""Runs the kernels' laws and training's path through them under Triton's interpreter: their own source, on the CPU."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import pytest
 pytest.importorskip("triton", reason="triton is not installed (it exists for Linux only)")
 
 
+LAWS = (Path(__file__).with_name("test_laws.py"), Path(__file__).parents[1] / "labels" / "test_backend.py")
+
+
 def test_the_kernels_obey_their_laws_under_the_interpreter() -> None:
-    laws = Path(__file__).with_name("test_laws.py")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", str(laws)]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--durations=5", *map(str, LAWS)]
     done = subprocess.run(
         command,
         env={**os.environ, "TRITON_INTERPRET": "1"},

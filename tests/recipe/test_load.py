@@ -33,7 +33,10 @@ WRONG = [
     ("[student]\ntemperature = 3", "[student] temperature is not a field; did you mean [student.loss] temperature?"),
     ("[student.loss]\ntemprature = 3", "[student.loss] temprature is not a field; did you mean temperature?"),
     ("epochs = 3", "epochs is not a field; did you mean [teacher] epochs or [student] epochs?"),
-    ("[teacher]\noptimiser = 'x'", "[teacher] optimiser is not a field; did you mean [teacher.optimizer]?"),
+    (
+        "[teacher]\noptimiser = 'x'",
+        "[teacher] optimiser is not a field; did you mean [teacher.optimizer] or [teacher.labels] optimizer?",
+    ),
     ("[techer]\nepochs = 3", "[techer] is not a table; did you mean [teacher]?"),
     ("[zzz]\nepochs = 3", "[zzz] is not a table of a recipe"),
     ("zzz = 3", "zzz is not a field"),

@@ -1,0 +1,146 @@
+"""Half precision: which estimator is right there, and that a step that float16 skips moves no label."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from distill.bilevel.estimators import ESTIMATORS
+from distill.bilevel.forward_mode import ForwardMode
+from distill.bilevel.label_step import LabelStep
+from distill.bilevel.probe import agreement, choose_estimator, trial_step
+from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
+from distill.data.loader import Batch
+from distill.labels.rules import Learned
+from distill.labels.tables import instance_table
+from tests.bilevel import cases
+
+N, SIZE = 24, 8
+
+
+def batch_of(number: int) -> Batch:
+    images, given, _ = cases.batch(number, SIZE)
+    rows = torch.arange(SIZE) + number * SIZE % N
+    return Batch(rows, images.float(), given, rows, torch.zeros_like(rows))
+
+
+def training(precision: str, network: str = "conv-batchnorm") -> Training:
+    torch.manual_seed(0)
+    model = cases.NETWORKS[network]().train()
+    given = torch.cat([batch_of(number).given for number in range(N // SIZE)])
+    rule = Learned(instance_table(torch.arange(N), given, cases.C, 0.7, torch.device("cpu")), step=1.0, momentum=0.5)
+    return Training(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), rule, 5, precision)
+
+
+def step_of(made: Training, meta: str) -> Step:
+    assert isinstance(made.rule, Learned)
+    label_step = LabelStep(made.rule, ForwardMode(), 0.0)
+    if meta == "held-out":
+        return HeldOutStep(made, label_step, lambda number: batch_of(number + 1))
+    return NextBatchStep(made, label_step)
+
+
+def rescale(made: Training, scale: float) -> None:
+    made.update.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+
+
+def everything(made: Training) -> dict[str, Tensor]:
+    assert isinstance(made.rule, Learned)
+    momentum = {str(i): s["momentum_buffer"] for i, s in made.optimizer.state_dict()["state"].items()}
+    labels = {"phi": made.rule.table.phi, "touched": made.rule.optimizer.touched}
+    return {k: v.clone() for k, v in {**dict(made.model.named_parameters()), **momentum, **labels}.items()}
+
+
+@pytest.mark.parametrize("network", ["conv-batchnorm", "vit"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_takes_forward_mode_and_learns(network: str, precision: str) -> None:
+    made = training(precision, network)
+    estimator, report = choose_estimator("auto", made, batch_of(0), batch_of(1))
+    assert estimator.name == "forward-mode"
+    assert "float64" in report or "float32" in report
+    inner, r = trial_step(made, batch_of(0), batch_of(1))
+    single = training("float32", network)
+    exact = ESTIMATORS["forward-mode"](single.model, *trial_step(single, batch_of(0), batch_of(1)))
+    cosine, scale = agreement(estimator(made.model, inner, r), exact)
+    assert cosine > 0.99
+    assert scale == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1e-9])
+def test_float16_holds_a_small_meta_gradient(size: float) -> None:
+    """Times a learning rate it would be below float16's smallest number."""
+    made = training("float16")
+    inner, r = trial_step(made, batch_of(0), batch_of(1))
+    small = {name: t * size for name, t in r.items()}
+    cosine, scale = agreement(ForwardMode()(made.model, inner, small), ForwardMode()(made.model, inner, r))
+    assert cosine > 0.9999
+    assert scale == pytest.approx(size, rel=1e-2)
+
+
+@pytest.mark.parametrize("meta", ["held-out", "next-batch"])
+def test_a_skipped_step_moves_no_label_and_no_weight(meta: str) -> None:
+    made = training("float16")
+    step = step_of(made, meta)
+    for number in range(3):  # momentum everywhere, labels moved
+        step(batch_of(number), number, learn=True)
+    if isinstance(step, NextBatchStep):
+        step.pending = None
+    before = everything(made)
+    rescale(made, 2.0**60)
+    step(batch_of(3), 3, learn=True)
+    assert made.update.scaler is not None
+    assert made.update.scaler.get_scale() == 2.0**59
+    after = everything(made)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    if isinstance(step, NextBatchStep):
+        assert step.pending is None  # nothing that the next batch could judge
+    rescale(made, 1024.0)
+    for number in (4, 5):
+        step(batch_of(number), number, learn=True)
+    step.check()
+    after = everything(made)
+    assert not torch.equal(before["phi"], after["phi"])
+
+
+def test_a_meta_gradient_that_overflows_judges_nothing() -> None:
+    """Next-batch: the labels of the batch before keep their place; the step itself is skipped as well."""
+    made = training("float16")
+    step = step_of(made, "next-batch")
+    step(batch_of(0), 0, learn=True)
+    before = everything(made)
+    rescale(made, 2.0**60)
+    step(batch_of(1), 1, learn=True)
+    assert torch.equal(before["phi"], everything(made)["phi"])
+    step.check()
+
+
+@pytest.mark.parametrize("meta", ["held-out", "next-batch"])
+def test_scale_and_all_else_come_back(meta: str) -> None:
+    made = training("float16")
+    step = step_of(made, meta)
+    for number in range(2):
+        step(batch_of(number), number, learn=True)
+    twin = copy.deepcopy(made)
+    other = step_of(twin, meta)
+    twin.update.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    other.load_state_dict(step.state_dict())
+    for one in (step, other):
+        for number in (2, 3):
+            one(batch_of(number), number, learn=True)
+    found, expected = everything(twin), everything(made)
+    assert all(torch.equal(value, found[name]) for name, value in expected.items())
+
+
+def test_plain_steps_skip_too() -> None:
+    made = training("float16")
+    step = PlainStep(made)
+    rescale(made, 2.0**60)
+    before = {name: p.clone() for name, p in made.model.named_parameters()}
+    step(batch_of(0), 0, learn=False)
+    assert all(torch.equal(p, before[name]) for name, p in made.model.named_parameters())
+    rescale(made, 1024.0)
+    step(batch_of(1), 1, learn=False)
+    assert any(not torch.equal(p, before[name]) for name, p in made.model.named_parameters())
