@@ -11,7 +11,6 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed (it exists for Linux only)")
 
-
 LAWS = (Path(__file__).with_name("test_laws.py"), Path(__file__).parents[1] / "labels" / "test_backend.py")
 
 

@@ -17,7 +17,7 @@ from distill.labels.optim import RowAdam
 from distill.labels.rules import Learned
 from distill.labels.tables import Kind, LabelTable, Parametrisation
 from distill.store.checkpoint import load_state, save_state
-from tests.labels.cases import EVERY, KINDS, OPTIMIZERS, C, N, images, learn, learned, noise
+from tests.labels.cases import EVERY, KINDS, OPTIMIZERS, PARAMETRISATIONS, C, N, images, learn, learned, noise
 from tests.nosync import fake_cuda, no_host_sync
 
 DOUBLE = torch.float64
@@ -167,13 +167,16 @@ def test_a_state_of_other_labels_is_refused_and_changes_nothing(optimizer: str) 
     assert all(torch.equal(value, before[name]) for name, value in tensors(rule).items())
 
 
-def test_the_scale_may_lie_on_the_device() -> None:
-    rule, other = learned("instance"), learned("instance")
-    at = images(0, 1, 1)
-    gradient = noise(0, 3, C)
-    rule.learn(*at, rule.labels(*at), gradient, scale=12.5)
-    other.learn(*at, other.labels(*at), gradient, scale=torch.tensor(12.5, dtype=DOUBLE))
-    assert torch.equal(rule.table.phi, other.table.phi)
+@pytest.mark.parametrize("parametrisation", PARAMETRISATIONS)
+def test_the_scale_multiplies_the_gradient_and_may_lie_on_the_device(parametrisation: Parametrisation) -> None:
+    by_hand, number, tensor = (learned("instance", parametrisation) for _ in range(3))
+    at, gradient = images(0, 1, 1), noise(0, 3, C) / 100  # small, so that no projected label is clamped
+    labels = number.labels(*at)
+    by_hand.learn(*at, labels, 8 * gradient, scale=1.0)
+    number.learn(*at, labels, gradient, scale=8.0)
+    tensor.learn(*at, labels, gradient, scale=torch.tensor(8.0, dtype=DOUBLE))
+    assert torch.equal(number.table.phi, by_hand.table.phi)
+    assert torch.equal(tensor.table.phi, by_hand.table.phi)
 
 
 def test_adam_has_no_momentum_of_ours() -> None:
