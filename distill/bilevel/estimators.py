@@ -18,6 +18,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "last-layer": LastLayer(),
 }
 APPROXIMATIONS = frozenset({"last-layer"})  # taken when asked for, whatever the cosine, which is told
+EXACT = frozenset({"forward-mode", "unrolled"})  # but for rounding
 # What "auto" tries. In half precision finite differences drown in rounding (cosine .3 in bfloat16).
 ORDER = {
     "float32": ("one-sided", "central", "forward-mode", "unrolled"),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.bilevel import hygiene, lookahead
 from distill.bilevel.contract import Estimator, InnerStep, Tensors
-from distill.bilevel.estimators import APPROXIMATIONS, ESTIMATORS, ORDER, described, variants
+from distill.bilevel.estimators import APPROXIMATIONS, ESTIMATORS, EXACT, ORDER, described, variants
 from distill.bilevel.finite_difference import FiniteDifference
 from distill.bilevel.lookahead import LookAhead, SGDRule
 from distill.bilevel.step import Training
@@ -27,6 +27,7 @@ MINIMUM_COSINE = {"float32": 0.999, "bfloat16": 0.99, "float16": 0.99}  # half p
 MAXIMUM_SCALE = 1.05  # the cosine does not see a wrong factor
 PROBED_IMAGES = 32
 DOUBLE_REACH = 1e-6
+ROUNDED = 0.9  # cosine that an exact estimator may fall to by rounding alone
 SAME_FUNCTION = 0.99  # cosine of the log-probabilities in both precisions, half precision's rounding allowed for
 
 
@@ -42,7 +43,8 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
 
     Raises:
         BilevelError: the estimator that was asked for, or under "auto" every one, has a cosine below .999 (.99 in
-            half precision) with the reference, or a wrong scale, or cannot differentiate this model at all.
+            half precision) with the reference, or a wrong scale, or cannot differentiate this model at all. An exact
+            one may have .9 where it passes in float64: then this model's gradients as such are so rounded today.
     """
     names = ORDER[training.precision] if name == "auto" else (name,)
     minimum = MINIMUM_COSINE[training.precision]
@@ -58,9 +60,12 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
             continue
         if candidate in APPROXIMATIONS:
             return estimator, f"label gradient by {candidate}, an approximation: cosine {cosine:.4f} with {kind}"
-        if cosine >= minimum and 1 / MAXIMUM_SCALE <= scale <= MAXIMUM_SCALE:
-            skipped = f" (passed over: {'; '.join(failures)})" if failures else ""
-            return estimator, f"label gradient by {described(estimator)}: cosine {cosine:.6f} with {kind}{skipped}"
+        told = f"label gradient by {described(estimator)}: cosine {cosine:.6f} with {kind}"
+        skipped = f" (passed over: {'; '.join(failures)})" if failures else ""
+        if _passes(cosine, scale, minimum):
+            return estimator, told + skipped
+        if candidate in EXACT and _passes(cosine, scale, ROUNDED) and _right_in_double(estimator, training, inner, r):
+            return estimator, f"{told}; right in float64, the rest is rounding in {training.precision}{skipped}"
         failures.append(
             f"{candidate}: cosine {cosine:.4f}, scale {scale:.3f} against {kind}, "
             f"expected {minimum} or more, and 1 to within {MAXIMUM_SCALE - 1:.0%}"
@@ -86,6 +91,20 @@ def _best(
 ) -> tuple[Estimator, float, float]:
     tried = [(estimator, *agreement(estimator(model, inner, r), reference)) for estimator in variants(name)]
     return max(tried, key=lambda found: found[1] if math.isfinite(found[1]) else -math.inf)
+
+
+def _passes(cosine: float, scale: float, minimum: float) -> bool:
+    return cosine >= minimum and 1 / MAXIMUM_SCALE <= scale <= MAXIMUM_SCALE
+
+
+def _right_in_double(estimator: Estimator, training: Training, inner: InnerStep, r: Tensors) -> bool:
+    """Whether the method itself is right for this model, whatever its own precision makes of it."""
+    try:
+        twin = in_double(training.model, inner, r)
+        reference = FiniteDifference(central=True, reach=DOUBLE_REACH)(*twin)
+        return _passes(*agreement(estimator(*twin), reference), MINIMUM_COSINE["float32"])
+    except (RuntimeError, TypeError, copy.Error, BilevelError):
+        return False
 
 
 def _head(batch: Batch) -> Batch:

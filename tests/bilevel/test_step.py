@@ -170,6 +170,30 @@ def test_the_probe_refuses_a_wrong_estimator(monkeypatch: pytest.MonkeyPatch, fa
     assert "passed over" in report
 
 
+@pytest.mark.parametrize(("fault", "accepted"), [("rounding", True), ("method", False)])
+def test_an_exact_estimator_may_round_but_not_err(monkeypatch: pytest.MonkeyPatch, fault: str, accepted: bool) -> None:
+    """On some deep networks at their initial weights float32 double backward itself has cosine .98 with float64."""
+    training = Training(*cases.build("conv-batchnorm", "momentum"), learned("instance", 1.0), seed=5)
+    training.model.float()
+    training.rule = _single(training.rule)
+
+    class Noisy(ForwardMode):
+        def __call__(self, model, inner, meta_gradient):
+            exact = super().__call__(model, inner, meta_gradient)
+            wrong = fault == "method" or exact.dtype == torch.float32
+            noise = torch.randn(exact.shape, generator=torch.Generator().manual_seed(0)).to(exact)
+            return exact + 0.1 * exact.norm() / noise.norm() * noise if wrong else exact
+
+    monkeypatch.setitem(ESTIMATORS, "forward-mode", Noisy())
+    batches = _single_batch(batch_of(0)), _single_batch(batch_of(1))
+    if accepted:
+        _, report = choose_estimator("forward-mode", training, *batches)
+        assert "rounding in float32" in report
+    else:
+        with pytest.raises(BilevelError, match="no estimator passes"):
+            choose_estimator("forward-mode", training, *batches)
+
+
 def test_bfloat16_takes_forward_mode() -> None:
     torch.manual_seed(0)
     model = cases.NETWORKS["conv-batchnorm"]()
