@@ -27,7 +27,7 @@ An estimator is one way to take that directional derivative. Its laws, by their 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class InnerStep:
     log_probabilities: Tensor  # log softmax of the training forward, detached, [B, C]
     seed: int  # of the training forward, so that dropout's masks can be drawn again
     precision: str  # of the training forward: "float32", or "bfloat16" and "float16" for autocast
+    buffers: Tensors = field(default_factory=dict)  # those that the training forward moved, as they were before it
     features: Tensor | None = None  # what the classifier saw in the training forward, [B, D], if the estimator asks
 
 

@@ -52,5 +52,7 @@ class FiniteDifference:
         moved = {name: theta.clone() if name in direction else theta for name, theta in inner.theta.items()}
         torch._foreach_add_([moved[name] for name in direction], torch._foreach_mul(list(direction.values()), eps))
         with torch.no_grad():
-            logits = hygiene.silent_forward(model, moved, inner.images, seed=inner.seed, precision=inner.precision)
+            logits = hygiene.silent_forward(
+                model, moved, inner.images, seed=inner.seed, precision=inner.precision, buffers=inner.buffers
+            )
             return torch.log_softmax(logits.to(inner.log_probabilities.dtype), dim=-1)

@@ -40,7 +40,12 @@ class ForwardMode:
             try:
                 with rules:
                     logits = hygiene.silent_forward(
-                        model, duals, inner.images, seed=inner.seed, precision=inner.precision
+                        model,
+                        duals,
+                        inner.images,
+                        seed=inner.seed,
+                        precision=inner.precision,
+                        buffers=inner.buffers,
                     )
                 tangent = _tangent(torch.log_softmax(_wide(logits), dim=-1))
             except (NotImplementedError, RuntimeError) as error:

@@ -18,28 +18,59 @@ AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @contextmanager
-def untracked(model: nn.Module) -> Iterator[None]:
-    """Train mode without its side effects: every buffer is bit-identical afterwards.
+def untracked(model: nn.Module, buffers: dict[str, Tensor] | None = None) -> Iterator[None]:
+    """Train mode without its side effects: every buffer is the same one, bit-identical, afterwards.
 
-    Normalisation layers are told not to track statistics, because forward-mode differentiation refuses, or silently
-    mishandles, the in-place update. Buffers of other modules (EvoNorm's variance, say) are put back from a copy.
+    Normalisation layers that train are told not to track statistics, because forward-mode differentiation refuses, or
+    silently mishandles, the in-place update. All other buffers (EvoNorm's variance, spectral norm's vectors) have
+    copies in their place.
+
+    Args:
+        model: the network.
+        buffers: what the copies are taken from, by name; default: the buffers of today.
     """
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
-    own = {id(buffer) for norm in norms for buffer in norm.buffers(recurse=False)}
-    others = [b for b in model.buffers() if id(b) not in own]
-    versions = [b._version for b in others]
-    copies = [b.clone() for b in others]
-    for norm in norms:
-        norm.track_running_stats = False
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
+    slots = list(_other_buffers(model))
+    given = buffers or {}
+    copies = {id(buffer): given.get(name, buffer).clone() for name, _, _, buffer in slots}
     try:
+        for norm in norms:
+            norm.track_running_stats = False
+        for _, own, key, buffer in slots:
+            own[key] = copies[id(buffer)]
         yield
     finally:
         for norm in norms:
             norm.track_running_stats = True
-        with torch.no_grad():
-            for buffer, version, copy in zip(others, versions, copies, strict=True):
-                if buffer._version != version:
-                    buffer.copy_(copy)
+        for _, own, key, buffer in slots:
+            own[key] = buffer
+
+
+@contextmanager
+def kept_buffers(model: nn.Module, *, wanted: bool) -> Iterator[dict[str, Tensor]]:
+    """Collects, as they were before the body's forward pass, the buffers that it moves; nothing unless wanted.
+
+    A layer that reads what it moves would be another function when the pass is made again.
+    """
+    kept: dict[str, Tensor] = {}
+    if not wanted:
+        yield kept
+        return
+    before = [(*slot, slot[3].clone(), slot[3]._version) for slot in _other_buffers(model)]
+    yield kept
+    for name, own, key, buffer, copy, version in before:
+        if own[key] is not buffer or buffer._version != version:
+            kept[name] = copy
+
+
+def _other_buffers(model: nn.Module) -> Iterator[tuple[str, dict[str, Tensor | None], str, Tensor]]:
+    """Name, owner, key and tensor of every buffer but the running statistics of layers that do without them."""
+    for prefix, module in model.named_modules():
+        if isinstance(module, _NormBase) and module.training:
+            continue
+        for key, buffer in module._buffers.items():
+            if buffer is not None:
+                yield f"{prefix}.{key}".removeprefix("."), module._buffers, key, buffer
 
 
 @contextmanager
@@ -93,10 +124,19 @@ def training_forward(model: nn.Module, images: Tensor, *, seed: int, precision: 
 
 
 def silent_forward(
-    model: nn.Module, parameters: dict[str, Tensor], images: Tensor, *, seed: int, precision: str
+    model: nn.Module,
+    parameters: dict[str, Tensor],
+    images: Tensor,
+    *,
+    seed: int,
+    precision: str,
+    buffers: dict[str, Tensor] | None = None,
 ) -> Tensor:
-    """The training forward again with other parameters, the same dropout masks and no trace: -> logits [B, C]."""
-    with untracked(model), swapped(model, parameters), _training_pass(model, images.device, seed, precision):
+    """The training forward again with other parameters, the same dropout masks and no trace: -> logits [B, C].
+
+    `buffers`, by name, are those that the training forward moved, as they were before it; see `kept_buffers`.
+    """
+    with untracked(model, buffers), swapped(model, parameters), _training_pass(model, images.device, seed, precision):
         logits: Tensor = model(images)
     return logits
 

@@ -120,8 +120,10 @@ class Clip:
 
     def pull_back(self, r: Tensors) -> Tensors:
         """(d c/d g)^T r: every parameter's gradient bears on every other's."""
-        names = [name for name in r if name in self.clipped]
-        rs, cs = [r[name] for name in names], [self.clipped[name] for name in names]
+        # A parameter that the meta loss does not reach still bears on the norm, and so on the others.
+        names = list(self.clipped)
+        cs = list(self.clipped.values())
+        rs = [r[name] if name in r else torch.zeros_like(c) for name, c in self.clipped.items()]
         inner = torch.stack([(c * t).sum() for c, t in zip(cs, rs, strict=True)]).sum()
         clipping = self.norm + 1e-6 > self.max_norm
         shrink = torch.where(clipping, self.max_norm / (self.norm + 1e-6), 1.0)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.bilevel import hygiene, lookahead
-from distill.bilevel.contract import InnerStep
+from distill.bilevel.contract import InnerStep, Tensors
 from distill.bilevel.label_step import LabelStep
 from distill.bilevel.lookahead import Clip, LookAhead, laid_out_like_parameters
 from distill.bilevel.update import Update
@@ -89,6 +89,7 @@ class Training:
         *,
         keep_state: bool,
         features: Sequence[Tensor] = (),
+        buffers: Tensors | None = None,
     ) -> InnerStep:
         """Keeps what judging this step's labels will need; to be called before the optimiser's step."""
         parameters = lookahead.trained_parameters(self.model)
@@ -102,6 +103,7 @@ class Training:
             seed=self.forward_seed(number),
             precision=self.precision,
             features=features[0] if features else None,
+            buffers=buffers or {},
         )
 
 
@@ -143,7 +145,10 @@ class HeldOutStep:
     def __call__(self, batch: Batch, number: int, *, learn: bool) -> dict[str, Tensor]:
         """See `Step`."""
         training, estimator = self.training, self.label_step.estimator
-        with hygiene.kept_features(training.model, wanted=learn and estimator.needs_features) as features:
+        with (
+            hygiene.kept_features(training.model, wanted=learn and estimator.needs_features) as features,
+            hygiene.kept_buffers(training.model, wanted=learn) as buffers,
+        ):
             logits = training.forward(batch, number)
         losses, labels = training.rule.loss(logits, batch.indices, batch.given)
         loss = losses.mean()
@@ -152,7 +157,7 @@ class HeldOutStep:
             training.update.step()
             return {"loss": loss.detach()}
         inner = training.record(
-            batch, number, logits, labels, clip, keep_state=estimator.needs_state, features=features
+            batch, number, logits, labels, clip, keep_state=estimator.needs_state, features=features, buffers=buffers
         )
         if not training.update.step():
             return {"loss": loss.detach()}  # the network did not move, which says nothing about its labels
@@ -208,7 +213,10 @@ class NextBatchStep:
     def __call__(self, batch: Batch, number: int, *, learn: bool) -> dict[str, Tensor]:
         """See `Step`. `learn` keeps this batch for the next step to judge."""
         training, estimator = self.training, self.label_step.estimator
-        with hygiene.kept_features(training.model, wanted=learn and estimator.needs_features) as features:
+        with (
+            hygiene.kept_features(training.model, wanted=learn and estimator.needs_features) as features,
+            hygiene.kept_buffers(training.model, wanted=learn) as buffers,
+        ):
             logits = training.forward(batch, number)
         pending, self.pending = self.pending, None
         told, r = {}, None
@@ -225,7 +233,14 @@ class NextBatchStep:
         waiting = None
         if learn:
             inner = training.record(
-                batch, number, logits, labels, clip, keep_state=estimator.needs_state, features=features
+                batch,
+                number,
+                logits,
+                labels,
+                clip,
+                keep_state=estimator.needs_state,
+                features=features,
+                buffers=buffers,
             )
             waiting = Pending(inner, batch.indices, batch.given)
         if training.update.step():
@@ -256,6 +271,7 @@ class NextBatchStep:
         }
         indices, given = kept.pop("indices"), kept.pop("given")
         kept["look_ahead"] = LookAhead.from_state(kept["look_ahead"], self.training.model)
+        kept["buffers"] = {name: t.to(device) for name, t in kept["buffers"].items()}
         kept["theta"] = laid_out_like_parameters(kept["theta"], self.training.model)
         self.pending = Pending(InnerStep(**kept), indices, given)
 

@@ -220,8 +220,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "one-channel": one_channel_net,
     "channels-last": channels_last_net,
 }
-# What the bilevel step does not do right yet.
-OPEN_PROBLEMS: dict[str, Callable[[], nn.Module]] = {
+# Layers that read what they move, replace it, or stand still among others that train.
+ODD_BUFFERS: dict[str, Callable[[], nn.Module]] = {
     "frozen-instance-norm": FrozenInstanceNorm,
     "replaced-buffer": replaced_buffer_net,
     "spectral-norm": spectral_norm_net,
@@ -267,7 +267,7 @@ def clip_norm(optimizer: str) -> float:
 
 def build(network: str, optimizer: str, *, groups: bool = False) -> tuple[nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = (NETWORKS | OPEN_PROBLEMS)[network]().double().train()
+    model = (NETWORKS | ODD_BUFFERS)[network]().double().train()
     return model, optimizer_of(model, optimizer, groups=groups)
 
 
@@ -295,7 +295,10 @@ def inner_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor, labels: Tensor, seed: int, clip: float = 0.0
 ) -> InnerStep:
     """Takes a real training step, clipped if asked, and records it."""
-    with hygiene.kept_features(model, wanted=hasattr(model, "get_classifier")) as features:
+    with (
+        hygiene.kept_features(model, wanted=hasattr(model, "get_classifier")) as features,
+        hygiene.kept_buffers(model, wanted=True) as buffers,
+    ):
         logits = hygiene.training_forward(model, images, seed=seed, precision="float32")
     optimizer.zero_grad()
     soft_cross_entropy(logits, labels).mean().backward()
@@ -309,6 +312,7 @@ def inner_step(
         log_probabilities=torch.log_softmax(logits.detach(), -1),
         seed=seed,
         precision="float32",
+        buffers=buffers,
         features=features[0] if features else None,
     )
     optimizer.step()
