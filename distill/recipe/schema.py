@@ -183,7 +183,7 @@ class StageRecipe(Table):
     )
     channels_last: bool = Field(
         default=False,
-        description="Weights in channels-last order. Often faster on a GPU; on a CPU BatchNorm then loses four digits.",
+        description="Weights in channels-last order. Often faster; on a CPU torch's BatchNorm then loses four digits.",
     )
     select: Literal["last", "best"] = Field(
         default="last", description="Epoch whose weights are kept as the model: the last, or validation's best."
