@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from distill.errors import StoreError, UserError
+from distill.errors import BilevelError, StoreError, UserError
 from distill.recipe.load import dump_recipe
 from distill.report.runs import open_run
+from distill.stages import teacher as teacher_stage
 from distill.stages.export import export_teacher
 from distill.stages.pipeline import run_pipeline, run_teacher
 from distill.stages.student import train_student
 from distill.stages.teacher import train_teacher
 from distill.store.tensors import read_tensors
-from distill.training.events import EpochDone, Event, ExportProgress, StageSkipped, StepDone
+from distill.training.events import EpochDone, Event, ExportProgress, Notice, StageSkipped, StepDone
 from distill.training.interrupt import Interrupted
 
 
@@ -70,6 +71,52 @@ def test_an_interrupted_teacher_ends_with_the_same_bits(tiny, meta, mean, channe
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-9)
     epochs = [line for line in (stopped.folder / "metrics.jsonl").read_text().splitlines() if '"epoch"' in line]
     assert sum('"event": "epoch"' in line or '"event":"epoch"' in line for line in epochs) == 3
+
+
+def test_float16_and_adams_rows_go_on_with_the_same_bits(tiny) -> None:
+    settings = ("teacher.precision=float16", "teacher.labels.optimizer=adam", "teacher.labels.step=0.1")
+    settings = (*settings, "student.precision=float16")
+    whole = run_pipeline(tiny("name=whole", *settings), ignore)
+    recipe = tiny("name=stopped", *settings)
+    for at in (StopAt("teacher", 1, 2), StopAt("student", 1, 1)):
+        with pytest.raises(Interrupted):
+            run_pipeline(recipe, at)
+    stopped = run_pipeline(recipe, ignore)
+    for one, other in zip(whole, stopped, strict=True):
+        assert same(one.folder / "model.safetensors", other.folder / "model.safetensors")
+    assert same(whole[0].folder / "labels/labels.safetensors", stopped[0].folder / "labels/labels.safetensors")
+
+
+def test_the_estimator_is_chosen_again_after_1_2_4_epochs(tiny) -> None:
+    told: list[str] = []
+
+    def listen(event: Event) -> None:
+        match event:
+            case EpochDone():
+                told.append(f"epoch {event.epoch + 1}")
+            case Notice() if "label gradient" in event.message:
+                told.append(event.message.partition(":")[0].partition(" (")[0])
+
+    train_teacher(tiny("teacher.epochs=5"), listen)
+    asked = "label gradient by one-sided"
+    expected = [asked, "epoch 1", asked, "epoch 2", asked, "epoch 3", "epoch 4", asked, "epoch 5"]
+    assert told == expected
+
+
+def test_a_choice_that_fails_later_leaves_the_estimator(tiny, monkeypatch) -> None:
+    real, asked, told = teacher_stage.choose_estimator, [], []
+
+    def fails_later(*given):
+        asked.append(given)
+        if len(asked) > 1:
+            raise BilevelError("no estimator passes")
+        return real(*given)
+
+    monkeypatch.setattr(teacher_stage, "choose_estimator", fails_later)
+    run = train_teacher(tiny(), lambda event: told.append(str(event)))
+    assert run.record.stages["teacher"]
+    assert len(asked) == 3
+    assert sum("stays with one-sided" in line for line in told) == 2
 
 
 def test_an_interrupted_student_ends_with_the_same_bits(tiny) -> None:
