@@ -26,7 +26,8 @@ from distill.losses.soft import cross_entropy
 MINIMUM_COSINE = {"float32": 0.999, "bfloat16": 0.99, "float16": 0.99}  # half precision rounds the function itself
 MAXIMUM_SCALE = 1.05  # the cosine does not see a wrong factor
 PROBED_IMAGES = 32
-DOUBLE_REACH = 1e-6
+DOUBLE_REACHES = (1e-6, 1e-5, 1e-4)  # of the reference in float64
+CONFIRMED = 0.999
 ROUNDED = 0.9  # cosine that an exact estimator may fall to by rounding alone
 SAME_FUNCTION = 0.99  # cosine of the log-probabilities in both precisions, half precision's rounding allowed for
 
@@ -101,8 +102,7 @@ def _right_in_double(estimator: Estimator, training: Training, inner: InnerStep,
     """Whether the method itself is right for this model, whatever its own precision makes of it."""
     try:
         twin = in_double(training.model, inner, r)
-        reference = FiniteDifference(central=True, reach=DOUBLE_REACH)(*twin)
-        return _passes(*agreement(estimator(*twin), reference), MINIMUM_COSINE["float32"])
+        return _passes(*agreement(estimator(*twin), _differences(*twin)), MINIMUM_COSINE["float32"])
     except (RuntimeError, TypeError, copy.Error, BilevelError):
         return False
 
@@ -148,12 +148,25 @@ def reference_gradient(model: nn.Module, inner: InnerStep, r: Tensors) -> tuple[
             logits = hygiene.silent_forward(twin, exact.theta, exact.images, seed=exact.seed, precision=exact.precision)
         cosine, _ = agreement(torch.log_softmax(logits, dim=-1), inner.log_probabilities)
         if cosine > SAME_FUNCTION:
-            estimate = FiniteDifference(central=True, reach=DOUBLE_REACH)
-            return estimate(twin, exact, direction), "float64 central differences"
+            return _differences(twin, exact, direction), "float64 central differences"
     except (RuntimeError, TypeError, copy.Error):
         pass
     single = FiniteDifference(central=True)(model, replace(inner, precision="float32"), r)
     return single, "float32 central differences"
+
+
+def _differences(model: nn.Module, inner: InnerStep, r: Tensors) -> Tensor:
+    """Central differences at the smallest reach that one ten times as far confirms.
+
+    A model may compute a part in float32 whatever it is given (timm's efficientvit_mit does): there 1e-6 is all noise.
+    """
+    near = FiniteDifference(central=True, reach=DOUBLE_REACHES[0])(model, inner, r)
+    for reach in DOUBLE_REACHES[1:]:
+        far = FiniteDifference(central=True, reach=reach)(model, inner, r)
+        if agreement(near, far)[0] >= CONFIRMED:
+            return near
+        near = far
+    return near
 
 
 def in_double(model: nn.Module, inner: InnerStep, r: Tensors) -> tuple[nn.Module, InnerStep, Tensors]:

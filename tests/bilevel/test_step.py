@@ -7,11 +7,13 @@ import copy
 import pytest
 import torch
 
+from distill.bilevel.estimators import APPROXIMATIONS, ESTIMATORS
 from distill.bilevel.finite_difference import FiniteDifference
 from distill.bilevel.forward_mode import ForwardMode
 from distill.bilevel.label_step import LabelStep
-from distill.bilevel.probe import APPROXIMATIONS, ESTIMATORS, choose_estimator
+from distill.bilevel.probe import agreement, choose_estimator, reference_gradient, trial_step
 from distill.bilevel.step import NextBatchStep, Step, Training
+from distill.bilevel.unrolled import Unrolled
 from distill.data.loader import Batch
 from distill.errors import BilevelError
 from distill.labels.rules import Learned
@@ -98,6 +100,24 @@ def test_the_probe_refuses_a_wrong_estimator(monkeypatch: pytest.MonkeyPatch, fa
     estimator, report = choose_estimator("auto", training, batch_of(0), batch_of(1))
     assert estimator.name == "central"
     assert "passed over" in report
+
+
+class RoundsToFloat32(torch.nn.Module):
+    """A layer that works in float32 whatever it is given, as some of timm's attention does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (10 + x).float().to(x.dtype) - 10
+
+
+def test_the_reference_bears_a_part_in_float32() -> None:
+    model, optimizer = cases.build("conv-batchnorm", "momentum")
+    model = torch.nn.Sequential(model, RoundsToFloat32())
+    training = Training(model, optimizer, learned("instance", 1.0), seed=5)
+    inner, r = trial_step(training, batch_of(0), batch_of(1))
+    exact = Unrolled()(model, inner, r)
+    reference, _ = reference_gradient(model, inner, r)
+    assert agreement(reference, exact)[0] > 0.999
+    assert agreement(FiniteDifference(central=True, reach=1e-6)(model, inner, r), exact)[0] < 0.99
 
 
 @pytest.mark.parametrize(("fault", "accepted"), [("rounding", True), ("method", False)])

@@ -107,7 +107,8 @@ def test_the_page_counts_and_quotes() -> None:
             "b",
             "forward-mode",
             "forward-mode: cosine 0.981800 with float32 central differences; right in float64, the rest is rounding in "
-            "float32 (passed over: one-sided: cosine nan, scale nan against float32 central differences, expected 0.999 or more; central: no (really))",
+            "float32 (passed over: one-sided: cosine nan, scale nan against float32 central differences, expected .999 "
+            "or more; central: no (really))",
             image_size=64,
         ),
         Row("c", "net", 1, 64, refusal="learned labels: this | that", seconds=2.0),
