@@ -118,7 +118,7 @@ def test_the_page_counts_and_quotes() -> None:
     ]
     assert families.summary(rows) == "3 of 4 families pass (75.0%): one-sided 2, forward-mode 1."
     page = families.table(rows, "the command")
-    assert "- Refused: c." in page
+    assert "- Refused or not run, see their notes: c." in page
     assert "in 60 s: d, e." in page
     assert "| one-sided (reach 0.003) | 0.999991 | float64 | 1.0 |  |" in page
     assert "| forward-mode | 0.981800 | float32 | 1.0 | right in float64, the rest is rounding in float32; one-" in page
