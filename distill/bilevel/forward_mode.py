@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from distill.bilevel import hygiene
 from distill.bilevel.contract import InnerStep, Tensors
-from distill.bilevel.tangents import FusedTangents
+from distill.bilevel.tangents import FusedTangents, dual, unpack
 from distill.errors import BilevelError
 
 _CURE = 'set teacher.labels.estimator = "auto" or "one-sided".'
@@ -35,7 +35,7 @@ class ForwardMode:
         with torch.no_grad(), forward_ad.dual_level(), hygiene.math_attention(), warnings.catch_warnings():
             # torch's own forward-mode rules are compiled on first use by a function that torch has deprecated.
             warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
-            duals = {name: _dual(t, direction[name]) if name in direction else t for name, t in inner.theta.items()}
+            duals = {name: dual(t, direction.get(name)) for name, t in inner.theta.items()}
             rules = FusedTangents() if inner.precision == "float32" else nullcontext()
             try:
                 with rules:
@@ -47,7 +47,7 @@ class ForwardMode:
                         precision=inner.precision,
                         buffers=inner.buffers,
                     )
-                tangent = _tangent(torch.log_softmax(_wide(logits), dim=-1))
+                _, tangent = unpack(torch.log_softmax(_wide(logits), dim=-1))
             except (NotImplementedError, RuntimeError) as error:
                 reason = str(error).strip().splitlines()[0]
                 raise BilevelError(
@@ -75,16 +75,6 @@ def _in_range(direction: Tensors, inner: InnerStep) -> tuple[Tensors, float | Te
     )
     scale = torch.where(short > 0, long / short.clamp_min(torch.finfo(short.dtype).tiny), 1.0) / 16
     return dict(zip(direction, torch._foreach_mul(list(direction.values()), scale), strict=True)), scale
-
-
-def _dual(primal: Tensor, tangent: Tensor) -> Tensor:
-    dual: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
-    return dual
-
-
-def _tangent(dual: Tensor) -> Tensor | None:
-    tangent: Tensor | None = forward_ad.unpack_dual(dual).tangent  # type: ignore[no-untyped-call]
-    return tangent
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import fields, replace
 
 import torch
@@ -79,12 +80,13 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
     )
 
 
-def tuned(name: str, training: Training, batch: Batch, meta: Batch) -> tuple[Estimator, float, float]:
-    """The best form of one estimator today, its cosine with the reference and its scale. See `choose_estimator`."""
-    keep_features = ESTIMATORS[name].needs_features
+def tuned(names: Iterable[str], training: Training, batch: Batch, meta: Batch) -> dict[str, Estimator]:
+    """The best form of each estimator today, by name. See `choose_estimator`."""
+    names = list(names)
+    keep_features = any(ESTIMATORS[name].needs_features for name in names)
     inner, r = trial_step(training, _head(batch), _head(meta), keep_features=keep_features)
     reference, _ = reference_gradient(training.model, inner, r)
-    return _best(name, training.model, inner, r, reference)
+    return {name: _best(name, training.model, inner, r, reference)[0] for name in names}
 
 
 def _best(

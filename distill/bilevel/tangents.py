@@ -39,11 +39,12 @@ def unpack(tensor: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     return primal, tangent
 
 
-def _dual(primal: Tensor, tangent: Tensor | None) -> Tensor:
+def dual(primal: Tensor, tangent: Tensor | None) -> Tensor:
+    """A tensor with its tangent; without one, the tensor."""
     if tangent is None:
         return primal
-    dual: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
-    return dual
+    made: Tensor = forward_ad.make_dual(primal, tangent)  # type: ignore[no-untyped-call]
+    return made
 
 
 def _plus(total: Tensor | None, term: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     y, dy = F.linear(x, w, b), F.linear(x, dw, db)
     if dx is not None:
         dy.view(-1, dy.shape[-1]).addmm_(dx.reshape(-1, dx.shape[-1]), w.t())
-    return _dual(y, dy)
+    return dual(y, dy)
 
 
 def batch_norm(
@@ -93,7 +94,7 @@ def batch_norm(
         only_input = [True, False, False]
         moved, _, _ = aten.native_batch_norm_backward(dx, x, gamma, None, None, mean, s, True, eps, only_input)
         dy = _plus(dy, moved)
-    return _dual(y, dy)
+    return dual(y, dy)
 
 
 def layer_norm(
@@ -114,7 +115,7 @@ def layer_norm(
         only_input = [True, False, False]
         moved, _, _ = aten.native_layer_norm_backward(dx, x, shape, mean, s, None, None, only_input)
         dy.addcmul_(moved, gamma)
-    return _dual(torch.addcmul(beta, normal, gamma), dy)
+    return dual(torch.addcmul(beta, normal, gamma), dy)
 
 
 def attention(
@@ -142,7 +143,7 @@ def attention(
     ds = torch.bmm(dq, k.mT).baddbmm_(q, dk.mT, beta=c, alpha=c)
     dp = aten._softmax_backward_data(ds, p, -1, p.dtype)
     out, dout = torch.bmm(p, v), torch.bmm(dp, v).baddbmm_(p, dv)
-    return _dual(out.view(*batch, *out.shape[1:]), dout.view(*batch, *dout.shape[1:]))
+    return dual(out.view(*batch, *out.shape[1:]), dout.view(*batch, *dout.shape[1:]))
 
 
 _RULES: dict[Any, Callable[..., Any]] = {

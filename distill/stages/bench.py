@@ -201,10 +201,7 @@ def _cosines(variant: _Variant, batches: list[Batch], refused: dict[str, str]) -
     model = variant.training.model
     inner, r = trial_step(variant.training, batches[0], batches[1], keep_features="last-layer" not in refused)
     exact = Unrolled()(*in_double(model, inner, r))
-    found = {}
-    for name in ESTIMATORS:
-        if name not in refused:
-            # The reach is chosen on other batches, as the start-up probe does it.
-            estimator, _, _ = tuned(name, variant.training, batches[2], batches[3])
-            found[name] = agreement(estimator(model, inner, r), exact)[0]
-    return found
+    # A reach is chosen on other batches, as the start-up probe does it.
+    names = [name for name in ESTIMATORS if name not in refused]
+    estimators = tuned(names, variant.training, batches[2], batches[3])
+    return {name: agreement(estimator(model, inner, r), exact)[0] for name, estimator in estimators.items()}
