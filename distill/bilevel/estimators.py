@@ -27,7 +27,7 @@ ORDER = {
 }
 # Far enough for rounding to be small beside the difference, near enough for kinks and curvature. Which is best depends
 # on the network and on how long it has trained, so the probe tries them.
-REACHES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
+REACHES = (3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 3e-6)
 
 
 def variants(name: str) -> list[Estimator]:
