@@ -161,14 +161,18 @@ def test_a_peer_that_is_not_installed_costs_a_line(monkeypatch: pytest.MonkeyPat
     json.dumps(told, allow_nan=False)
 
 
-def test_ours_is_told_beside_the_fastest_peer_of_each_judge() -> None:
+def test_ours_is_told_beside_the_fastest_peer_of_each_form() -> None:
     seconds = {"held-out/one-sided": 2.0, "next-batch/one-sided": 1.0, "next-batch/forward-mode": 1.5}
     seconds |= {"higher, held-out": 6.0, "torchopt, held-out": 5.0, "torchopt, next-batch": 4.0, "pattern of MLC": 0.1}
+    seconds |= {"higher, innerloop_ctx": 7.0, "torchopt, stop_gradient": 8.0}
     told = peers.gains({name: [s, s] for name, s in seconds.items()}, dict.fromkeys(seconds, 10))
     assert [(gain.ours, gain.peer, gain.times_faster) for gain in told] == [
+        ("next-batch/one-sided", "higher, innerloop_ctx", 7.0),
         ("next-batch/one-sided", "torchopt, held-out", 5.0),
         ("next-batch/one-sided", "torchopt, next-batch", 4.0),
+        ("next-batch/forward-mode", "higher, innerloop_ctx", 7 / 1.5),
         ("next-batch/forward-mode", "torchopt, held-out", 5 / 1.5),
         ("next-batch/forward-mode", "torchopt, next-batch", 4 / 1.5),
+        ("held-out/one-sided", "higher, innerloop_ctx", 3.5),
         ("held-out/one-sided", "torchopt, held-out", 2.5),
     ]

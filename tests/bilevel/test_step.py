@@ -17,7 +17,7 @@ from distill.bilevel.unrolled import Unrolled
 from distill.data.loader import Batch
 from distill.errors import BilevelError
 from distill.labels.rules import Learned
-from distill.labels.tables import class_table, instance_table
+from distill.labels.tables import instance_table
 from tests.bilevel import cases
 
 N = 40
@@ -29,22 +29,16 @@ def batch_of(number: int, size: int = cases.B) -> Batch:
     return Batch(rows, images, given, rows, torch.zeros_like(rows))
 
 
-def learned(kind: str, step: float, parametrisation: str = "softmax") -> Learned:
-    torch.set_default_dtype(torch.float64)
-    try:
-        if kind == "class":
-            table = class_table(cases.C, 0.7, torch.device("cpu"), parametrisation)
-        else:
-            given = torch.cat([batch_of(number).given for number in range(N // cases.B)])
-            table = instance_table(torch.arange(N), given, cases.C, 0.7, torch.device("cpu"), parametrisation)
-    finally:
-        torch.set_default_dtype(torch.float32)
+def learned(step: float) -> Learned:
+    given = torch.cat([batch_of(number).given for number in range(N // cases.B)])
+    table = instance_table(torch.arange(N), given, cases.C, 0.7, torch.device("cpu"))
+    table.phi = table.phi.double()
     return Learned(table, step=step)
 
 
 def next_batch_step() -> tuple[Training, Step]:
     model, opt = cases.build("conv-batchnorm", "nesterov")
-    training = Training(model, opt, learned("instance", step=1.0), seed=5)
+    training = Training(model, opt, learned(1.0), seed=5)
     return training, NextBatchStep(training, LabelStep(training.rule, ForwardMode(), 0.0))
 
 
@@ -73,7 +67,7 @@ def test_a_meta_gradient_that_is_not_finite_is_an_error() -> None:
 @pytest.mark.parametrize("network", cases.NETWORKS)
 def test_the_probe_passes_and_leaves_no_trace(name: str, network: str) -> None:
     model, optimizer = cases.build(network, "momentum")
-    training = Training(model, optimizer, learned("instance", 1.0), seed=5)
+    training = Training(model, optimizer, learned(1.0), seed=5)
     before = copy.deepcopy(model.state_dict())
     estimator, report = choose_estimator(name, training, batch_of(0), batch_of(1))
     assert estimator.name == ("one-sided" if name == "auto" else name)
@@ -86,7 +80,7 @@ def test_the_probe_passes_and_leaves_no_trace(name: str, network: str) -> None:
 def test_the_probe_refuses_a_wrong_estimator(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     """`factor` is the bug that shipped in three projects: / 2. * eps for / (2 * eps). A cosine alone misses it."""
     model, optimizer = cases.build("conv-batchnorm", "momentum")
-    training = Training(model, optimizer, learned("instance", 1.0), seed=5)
+    training = Training(model, optimizer, learned(1.0), seed=5)
 
     class Wrong(FiniteDifference):
         def __call__(self, model, inner, meta_gradient):
@@ -112,7 +106,7 @@ class RoundsToFloat32(torch.nn.Module):
 def test_the_reference_bears_a_part_in_float32() -> None:
     model, optimizer = cases.build("conv-batchnorm", "momentum")
     model = torch.nn.Sequential(model, RoundsToFloat32())
-    training = Training(model, optimizer, learned("instance", 1.0), seed=5)
+    training = Training(model, optimizer, learned(1.0), seed=5)
     inner, r = trial_step(training, batch_of(0), batch_of(1))
     exact = Unrolled()(model, inner, r)
     reference, _ = reference_gradient(model, inner, r)
@@ -120,10 +114,29 @@ def test_the_reference_bears_a_part_in_float32() -> None:
     assert agreement(FiniteDifference(central=True, reach=1e-6)(model, inner, r), exact)[0] < 0.99
 
 
+class Ripples(torch.nn.Module):
+    """Kinks everywhere, 1e-6 apart, as ReLUs of a deep network at its initial weights nearly have them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 1e-6 * (torch.remainder(1e6 * x, 1) - 0.5).abs()
+
+
+def test_the_reference_keeps_within_kinks() -> None:
+    model, optimizer = cases.build("conv-batchnorm", "momentum")
+    model = torch.nn.Sequential(model, Ripples())
+    training = Training(model, optimizer, learned(1.0), seed=5)
+    inner, r = trial_step(training, batch_of(0), batch_of(1))
+    exact = Unrolled()(model, inner, r)
+    reference, _ = reference_gradient(model, inner, r)
+    assert agreement(reference, exact)[0] > 0.999
+    near, far = (FiniteDifference(central=True, reach=reach)(model, inner, r) for reach in (1e-6, 1e-5))
+    assert agreement(near, far)[0] < 0.99, "the case is too easy: neighbours agree"
+
+
 @pytest.mark.parametrize(("fault", "accepted"), [("rounding", True), ("method", False)])
 def test_an_exact_estimator_may_round_but_not_err(monkeypatch: pytest.MonkeyPatch, fault: str, accepted: bool) -> None:
     """On some deep networks at their initial weights float32 double backward itself has cosine .98 with float64."""
-    training = Training(*cases.build("conv-batchnorm", "momentum"), learned("instance", 1.0), seed=5)
+    training = Training(*cases.build("conv-batchnorm", "momentum"), learned(1.0), seed=5)
     training.model.float()
     training.rule = _single(training.rule)
 
@@ -147,9 +160,7 @@ def test_an_exact_estimator_may_round_but_not_err(monkeypatch: pytest.MonkeyPatc
 def test_bfloat16_takes_forward_mode() -> None:
     torch.manual_seed(0)
     model = cases.NETWORKS["conv-batchnorm"]()
-    training = Training(
-        model, torch.optim.SGD(model.parameters(), lr=0.1), _single(learned("instance", 1.0)), 5, "bfloat16"
-    )
+    training = Training(model, torch.optim.SGD(model.parameters(), lr=0.1), _single(learned(1.0)), 5, "bfloat16")
     first, second = (_single_batch(batch_of(number)) for number in (0, 1))
     estimator, _ = choose_estimator("auto", training, first, second)
     assert estimator.name == "forward-mode"
@@ -170,10 +181,10 @@ def _single_batch(batch: Batch) -> Batch:
 
 def test_last_layer_is_taken_when_asked_for_and_refused_without_a_head() -> None:
     model, optimizer = cases.build("conv-batchnorm", "plain")
-    training = Training(model, optimizer, learned("instance", 1.0), seed=5)
+    training = Training(model, optimizer, learned(1.0), seed=5)
     estimator, report = choose_estimator("last-layer", training, batch_of(0), batch_of(1))
     assert estimator.name == "last-layer"
     assert "approximation" in report
-    headless = Training(torch.nn.Sequential(*model), optimizer, learned("instance", 1.0), seed=5)
+    headless = Training(torch.nn.Sequential(*model), optimizer, learned(1.0), seed=5)
     with pytest.raises(BilevelError, match="expected a linear layer"):
         choose_estimator("last-layer", headless, batch_of(0), batch_of(1))
