@@ -1,55 +1,87 @@
-"""Image folders of any size: scanned without opening an image, decoded on demand.
+"""Image folders of any size, decoded on demand by threads.
 
-Two layouts. `root/<class>/*.jpg` has no test part. `root/train/<class>/*.jpg` has one when `root/test`, or else
-`root/val` or `root/validation`, has class folders too; of several, the first of that order is the test part and the
-others are not used.
+Every file belongs to the fingerprint by the sha256 of its bytes, and once that is known, each file that is opened is
+held against it: what is trained on is what the runs and stores are bound to, or an error.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Generator, Iterable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from distill.data.ahead import Part, filled
+from distill.data.contents import Contents, Progress, Survey
+from distill.data.decode import DECODER, Undecodable, decode, read_file
+from distill.data.scan import Scan, scan
 from distill.errors import DataError
 
 DEFAULT_SIZE = 224
-_TEST_FOLDERS = ("test", "val", "validation")
-_LAYOUT = "Expected are <root>/<class>/ or <root>/train/<class>/ and <root>/test/<class>/, with images in them."
+Unreadable = Literal["error", "leave-out"]
+
+_GROUP = 8  # images a task: a task costs as much as a fifth of a tiny image
+_AHEAD = 4  # batches that are decoded ahead, at most
+_AHEAD_BYTES = 256 * 2**20  # and no more than this; but always one
+_KEPT_BYTES = 2**30  # decoded images are kept when all of them fit in this, and in a quarter of the memory
+_QUICKLY = 5_000  # files; `quick` decodes no more just to find those that cannot be
 
 
-@dataclass(frozen=True)
 class FolderSource:
     """A source whose images are files.
 
     Args:
         root: the folder.
-        classes: the C class names, sorted.
-        files: N paths relative to `root`, with forward slashes; training part first.
-        targets: int64 [N].
-        test_start: index of the first official test image; None when there is no such part.
+        found: what it holds.
         size: side in pixels of what `fetch` returns.
-        workers: threads that decode.
+        unreadable: what an image that cannot be decoded is: an error when it is fetched, or left out from the start.
+        workers: threads that decode; results do not depend on it.
+        progress: told how many files were read, of how many, when they have to be.
+        quick: read no file now; only, where unreadable ones are left out, as many as take seconds: see `undecided`.
+
+    Raises:
+        DataError: a file is missing or may not be read.
     """
 
-    root: Path
-    classes: tuple[str, ...]
-    files: tuple[str, ...]
-    targets: Tensor
-    test_start: int | None
-    size: int = DEFAULT_SIZE
-    workers: int = 1
-    name: str = "folder"
+    name = "folder"
+    decodes = True
+
+    def __init__(
+        self,
+        root: Path,
+        found: Scan,
+        size: int,
+        unreadable: Unreadable,
+        *,
+        workers: int,
+        progress: Progress | None = None,
+        quick: bool = False,
+    ) -> None:
+        self.root, self.size, self.workers, self._progress = root, size, workers, progress
+        self.classes, self.files, self.test_start = found.classes, found.files, found.test_start
+        self.targets = torch.tensor(found.targets, dtype=torch.int64)
+        self.undecided = 0  # files of which it is not known whether they decode
+        self._leave_out = unreadable == "leave-out"
+        self._kept = _Kept.fitting(len(self.files), self.shape)
+        self._contents: Contents | None = None
+        if quick and not self._leave_out:
+            return
+        survey = self._survey()
+        missing = len(survey.missing) if quick else 0
+        if missing > _QUICKLY:
+            self.undecided = missing
+        else:
+            self._contents = survey.run(workers, progress)
+
+    def _survey(self) -> Survey:
+        return Survey(self.root, self.files, self.size, decodes=self._leave_out)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -57,181 +89,127 @@ class FolderSource:
         return 3, self.size, self.size
 
     @property
-    def decodes(self) -> bool:
-        """Every fetch opens files."""
-        return True
+    def unreadable(self) -> dict[int, str]:
+        """Images that are left out: index -> 'file: reason', ascending. Always empty when they are errors."""
+        found = {} if self._contents is None else self._contents.unreadable
+        return {index: f"{_shown(self.files[index])}: {reason}" for index, reason in found.items()}
 
     def fetch(self, indices: Tensor) -> Tensor:
         """int64 [B] -> uint8 [B, 3, H, W], in any order, repeated or not; the files are decoded in parallel.
 
         Raises:
-            DataError: naming the first file, in the order of `indices`, that cannot be decoded.
+            DataError: naming the first file, in the order of `indices`, that cannot be decoded or has changed.
         """
-        images = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
-        paths = [self.root / self.files[index] for index in indices.tolist()]
-        if not paths:
-            return images
-        # A pool a call: no thread outlives it, whatever becomes of the source. Starting one costs less than one image.
-        with ThreadPoolExecutor(min(self.workers, len(paths))) as pool:
-            for row, pixels in enumerate(pool.map(lambda path: decode(path, self.size), paths)):
-                images[row] = pixels
+        (images,) = self.stream([indices])
         return images
 
-    @cached_property
-    def _fingerprint(self) -> str:
-        digest = hashlib.sha256(repr((self.name, self.classes, self.shape, self.test_start)).encode())
-        for file in self.files:
-            path = self.root / file
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise DataError(f"{path}: cannot be read: {error.strerror}", cure="The folder has changed.") from error
-            digest.update(os.fsencode(file) + b"\0" + str(size).encode() + b"\n")
-        digest.update(self.targets.contiguous().numpy().data)
-        return digest.hexdigest()
+    def stream(self, chunks: Iterable[Tensor]) -> Generator[Tensor, None, None]:
+        """The images of each chunk in turn, as `fetch` gives them; threads work up to four chunks ahead.
+
+        Memory ahead is bounded by 256 MiB (or one chunk). Leaving the generator ends its threads.
+
+        Raises:
+            DataError: in the caller's thread, when it is that chunk's turn.
+        """
+        chunks = list(chunks)
+        largest = max((len(indices) for indices in chunks), default=0) * 3 * self.size**2
+        ahead = min(_AHEAD, max(1, _AHEAD_BYTES // max(1, largest)))
+        yield from filled(map(self._job, chunks), workers=self.workers, ahead=ahead)
+
+    def _job(self, indices: Tensor) -> tuple[Tensor, Iterator[Part]]:
+        images = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
+        pixels, numbers = images.numpy(), indices.tolist()
+        starts = range(0, len(numbers), _GROUP)
+        return images, (partial(self._fill, pixels[at : at + _GROUP], numbers[at : at + _GROUP]) for at in starts)
+
+    def _fill(self, images: npt.NDArray[np.uint8], indices: list[int]) -> None:
+        """Writes rows [b, 3, H, W]. In numpy, because torch would start threads of its own in each of these."""
+        for image, index in zip(images, indices, strict=True):
+            if not self._kept.take(index, image):
+                image[...] = self._decoded(index).transpose(2, 0, 1)
+                if self._contents is not None:  # else it may not be what the fingerprint will say
+                    self._kept.put(index, image)
+
+    def _decoded(self, index: int) -> npt.NDArray[np.uint8]:
+        path = f"{self.root}/{self.files[index]}"
+        content = read_file(path)
+        if self._contents is not None and hashlib.sha256(content).digest() != self._contents.sha256[index].tobytes():
+            raise DataError(
+                f"{path}: has changed since the folder was opened",
+                cure="Put the old file back, or start again: to all that was made before, these are other images.",
+            )
+        try:
+            return decode(content, self.size)
+        except Undecodable as error:
+            raise DataError(
+                f"{path}: cannot be decoded: {error}",
+                cure='Mend or remove the file, or set data.unreadable = "leave-out"; '
+                "no other image is put in its place.",
+            ) from error
 
     def fingerprint(self) -> str:
-        """sha256 over relative paths, file sizes, targets and image size, as 64 hex digits. Opens no file."""
-        return self._fingerprint
+        """sha256 over the decoder, the size, names, contents and targets in order, and which images are left out.
+
+        As 64 hex digits.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        if self._contents is None:
+            self._contents = self._survey().run(self.workers, self._progress)
+        digest = hashlib.sha256(repr((self.name, DECODER, self.classes, self.shape, self.test_start)).encode())
+        digest.update(b"".join(os.fsencode(file) + b"\0" for file in self.files))
+        digest.update(self._contents.sha256.data)
+        digest.update(self.targets.numpy().data)
+        digest.update(repr(sorted(self._contents.unreadable)).encode())
+        return digest.hexdigest()
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB; 16-bit grey keeps its upper byte, where PIL's own conversion would clip to white."""
-    if image.mode.startswith("I"):
-        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA").convert("RGB")
-    return image.convert("RGB")
+class _Kept:
+    """Decoded images, so that a folder that fits in memory is decoded once; other folders keep none."""
+
+    def __init__(self, pixels: npt.NDArray[np.uint8] | None) -> None:
+        self.pixels = pixels
+        self.there = bytearray(0 if pixels is None else len(pixels))
+
+    @classmethod
+    def fitting(cls, images: int, shape: tuple[int, int, int]) -> _Kept:
+        """Memory is taken up as images come, not now."""
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        fits = images * shape[0] * shape[1] * shape[2] <= min(_KEPT_BYTES, memory // 4)
+        return cls(np.empty((images, *shape), np.uint8) if fits else None)
+
+    def take(self, index: int, image: npt.NDArray[np.uint8]) -> bool:
+        """Writes the image, if it is there."""
+        if self.pixels is None or not self.there[index]:
+            return False
+        image[...] = self.pixels[index]
+        return True
+
+    def put(self, index: int, image: npt.NDArray[np.uint8]) -> None:
+        """Keeps the image. Two threads may write one image, and then write the same."""
+        if self.pixels is not None:
+            self.pixels[index] = image
+            self.there[index] = 1
 
 
-def decode(path: Path, size: int) -> Tensor:
-    """One file, uint8 [3, size, size]: the centre square, resized with bicubic interpolation and antialiasing.
-
-    This is 'resize the shorter side, then crop the centre' in one step, so that a long thin image costs no memory.
-
-    Raises:
-        DataError: naming the file, when it is no image, cut short, damaged, or larger than PIL permits.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if Image.MAX_IMAGE_PIXELS is not None and width * height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"{width}x{height} pixels, more than the {Image.MAX_IMAGE_PIXELS} that are accepted")
-            side = min(width, height)
-            left, top = (width - side) / 2, (height - side) / 2
-            square = _to_rgb(image).resize(
-                (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-            )
-    except Exception as error:  # PIL's decoders raise whatever a damaged file makes them stumble over
-        raise DataError(
-            f"{path}: cannot be decoded: {type(error).__name__}: {error}",
-            cure="Mend or remove the file; no other image is put in its place.",
-        ) from error
-    return torch.from_numpy(np.asarray(square).copy()).permute(2, 0, 1)
-
-
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What is in a folder, hidden entries left out."""
-    try:
-        with os.scandir(folder) as found:
-            return [entry for entry in found if not entry.name.startswith(".")]
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be read: {error.strerror}", cure=_LAYOUT) from error
-
-
-def _images_below(folder: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """Paths of the image files in a folder and its folders. Links are followed, but never in a circle."""
-    status = Path(folder).stat()
-    identity = (status.st_dev, status.st_ino)
-    if identity in above:
-        raise DataError(f"{folder}: is a link to a folder that it is in", cure="Remove the link.")
-    for entry in _entries(folder):
-        if entry.is_dir():
-            yield from _images_below(entry.path, above | {identity})
-        elif entry.name.lower().endswith(IMG_EXTENSIONS):
-            if not entry.is_file():
-                raise DataError(f"{entry.path}: is a broken link, or no file", cure="Mend or remove it.")
-            yield entry.path
-
-
-def _class_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in _entries(str(folder)) if entry.is_dir()))
-
-
-def _scan(root: Path, part: str) -> tuple[tuple[str, ...], list[str], list[int]]:
-    """Classes, paths relative to root, and targets, sorted by path within each class."""
-    folder = root / part
-    classes = _class_folders(folder)
-    files: list[str] = []
-    targets: list[int] = []
-    for target, name in enumerate(classes):
-        try:
-            name.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(f"{folder}: the class folder {name!r} has a name that is not UTF-8") from error
-        found = sorted(Path(path).relative_to(root).as_posix() for path in _images_below(str(folder / name)))
-        if not found:
-            raise DataError(
-                f"{folder / name}: no image in this class folder",
-                cure=f"Remove the folder, or add images ({' '.join(IMG_EXTENSIONS)}).",
-            )
-        files += found
-        targets += [target] * len(found)
-    return classes, files, targets
-
-
-def _train_and_test(root: Path) -> tuple[str, str | None]:
-    """Names of the folders with the training and the test part, '' being root itself."""
-    train = root / "train"
-    if not train.is_dir() or not _class_folders(train):
-        return "", None
-    for name in _TEST_FOLDERS:
-        # A test folder without class folders holds unlabelled images, as ImageNet's does.
-        if (root / name).is_dir() and _class_folders(root / name):
-            return "train", name
-    return "train", None
-
-
-def open_folder(root: Path, size: int = DEFAULT_SIZE) -> FolderSource:
-    """Scans an image folder; opens no image.
+def open_folder(
+    root: Path,
+    size: int = DEFAULT_SIZE,
+    unreadable: Unreadable = "error",
+    *,
+    progress: Progress | None = None,
+    quick: bool = False,
+) -> FolderSource:
+    """Scans an image folder and, unless `quick`, reads what is not known from an earlier time: see `FolderSource`.
 
     Raises:
         DataError: when there is no such folder, a class has no image, or train and test differ in their classes.
     """
-    if not root.is_dir():
-        raise DataError(f"{root}: is not a folder", cure="Name a folder of class folders in data.root.")
-    train_name, test_name = _train_and_test(root)
-    classes, files, targets = _scan(root, train_name)
-    if len(classes) < 2:
-        found = f"only the class folder {classes[0]!r}" if classes else "no class folder"
-        raise DataError(f"{root / train_name}: {found}, expected two or more", cure=_LAYOUT)
-    test_start = None
-    if test_name is not None:
-        test_classes, test_files, test_targets = _scan(root, test_name)
-        if test_classes != classes:
-            raise DataError(_difference(root, train_name, classes, test_name, test_classes))
-        test_start = len(files)
-        files, targets = files + test_files, targets + test_targets
-    return FolderSource(
-        root=root,
-        classes=classes,
-        files=tuple(files),
-        targets=torch.tensor(targets, dtype=torch.int64),
-        test_start=test_start,
-        size=size,
-        workers=min(32, os.cpu_count() or 1),
-    )
+    workers = min(32, len(os.sched_getaffinity(0)))
+    return FolderSource(root, scan(root), size, unreadable, workers=workers, progress=progress, quick=quick)
 
 
-def _difference(
-    root: Path, train: str, train_classes: tuple[str, ...], test: str, test_classes: tuple[str, ...]
-) -> str:
-    def listed(names: set[str]) -> str:
-        first = ", ".join(sorted(names)[:5]) or "none"
-        return f"{first} and {len(names) - 5} more" if len(names) > 5 else first
-
-    only_train, only_test = set(train_classes) - set(test_classes), set(test_classes) - set(train_classes)
-    return f"{root}: class folders only in {train}: {listed(only_train)}; only in {test}: {listed(only_test)}"
+def _shown(file: str) -> str:
+    """A name that can be printed and written to JSON, whatever bytes it is made of."""
+    return os.fsencode(file).decode("utf-8", "backslashreplace")

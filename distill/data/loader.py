@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from distill.data.contents import Progress
 from distill.data.noise import Labels, plant_noise
 from distill.data.sources import Source, open_source
-from distill.data.split import Splits, shuffled, split
+from distill.data.split import Splits, shuffled, split, without
 from distill.data.views import make_views, view_of_epoch
 from distill.errors import DataError
 from distill.recipe.schema import Recipe, ViewsRecipe
@@ -78,13 +79,20 @@ class Batch:
     view: Tensor
 
 
-def open_data(recipe: Recipe) -> ImageData:
+def open_data(recipe: Recipe, *, progress: Progress | None = None, quick: bool = False) -> ImageData:
     """Opens the source, divides it, plants the noise and measures mean and deviation.
+
+    Images that are left out as unreadable are in no part; all else is as it would be if they could be read.
+
+    Args:
+        recipe: what to open.
+        progress: told how many files of a folder were read, of how many, when they have to be.
+        quick: for a plan only: read no more files of a folder than takes seconds.
 
     Raises:
         DataError: when the data set is missing or damaged, or cannot be divided or labelled as asked.
     """
-    source = open_source(recipe.data)
+    source = open_source(recipe.data, progress=progress, quick=quick)
     padding, side = recipe.views.crop_padding, min(source.shape[1:])
     if padding >= side:
         raise DataError(
@@ -96,14 +104,17 @@ def open_data(recipe: Recipe) -> ImageData:
     labels = plant_noise(
         source.targets, splits, source.classes, recipe.data.noise, recipe.seed, test_start=source.test_start
     )
+    rest = without(splits, source.unreadable, source.targets, source.classes)
     mean, std = _mean_and_std(source, splits.train, recipe.seed)
-    return ImageData(source=source, splits=splits, labels=labels, mean=mean, std=std)
+    return ImageData(source=source, splits=rest, labels=labels, mean=mean, std=std)
 
 
 def _mean_and_std(source: Source, train: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per channel, in units of the full range. Sums of integers, so the result depends on no order and no thread."""
     most = _STATISTICS_DECODED if source.decodes else _STATISTICS_IMAGES
-    chosen = shuffled(train, seed, "statistics")[:most].sort().values
+    order = shuffled(train, seed, "statistics")
+    readable = ~torch.isin(order, torch.tensor(list(source.unreadable), dtype=torch.int64))
+    chosen = order[readable][:most].sort().values
     channels, height, width = source.shape
     sums, squares = torch.zeros(channels, dtype=torch.int64), torch.zeros(channels, dtype=torch.int64)
     for indices in torch.split(chosen, _STATISTICS_CHUNK):
@@ -143,7 +154,7 @@ def training_batches(
     """One epoch of training batches.
 
     The order is a pure function of (seed, epoch); the last partial batch is dropped. Begun at `start`, the batches
-    before it are not produced. Where images are decoded, the next batch is fetched while this one is trained on.
+    before it are not produced. Where images are decoded, the next batches are fetched while this one is trained on.
 
     Args:
         data: the data set.
@@ -217,22 +228,9 @@ def make_batch(
 
 
 def _fetched(source: Source, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Indices and images of each chunk; one chunk ahead, in a thread, where images are decoded.
-
-    An error in the thread is raised here. Leaving the iterator ends the thread, once the fetch under way is done.
-    """
-    if not source.decodes:
-        for indices in chunks:
-            yield indices, source.fetch(indices)
-        return
-    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as pool:
-        ahead = pool.submit(source.fetch, chunks[0]) if chunks else None
-        for number, indices in enumerate(chunks, start=1):
-            assert ahead is not None
-            images = ahead.result()
-            if number < len(chunks):
-                ahead = pool.submit(source.fetch, chunks[number])
-            yield indices, images
+    """Indices and images of each chunk. Leaving the iterator ends what the source's threads do ahead."""
+    with closing(source.stream(chunks)) as stream:
+        yield from zip(chunks, stream, strict=True)
 
 
 class _Normalise:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,21 @@ class MemorySource:
     def fetch(self, indices: Tensor) -> Tensor:
         """int64 [B] -> uint8 [B, ch, H, W], in any order, repeated or not."""
         return self.images[indices]
+
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """None: all images are here."""
+        return {}
+
+    @property
+    def undecided(self) -> int:
+        """None."""
+        return 0
+
+    def stream(self, chunks: Iterable[Tensor]) -> Generator[Tensor, None, None]:
+        """The images of each chunk in turn, as `fetch` gives them."""
+        for indices in chunks:
+            yield self.fetch(indices)
 
     @cached_property
     def _fingerprint(self) -> str:

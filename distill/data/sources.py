@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +11,7 @@ from torchvision.datasets import FashionMNIST
 from torchvision.datasets.utils import download_and_extract_archive
 
 from distill.data.cifar import CIFAR_LAYOUTS, CifarLayout, cifar_cure, find_cifar, read_cifar
+from distill.data.contents import Progress
 from distill.data.folder import DEFAULT_SIZE, open_folder
 from distill.data.idx import DEBIAN_FOLDER, fashion_cure, find_fashion, read_fashion
 from distill.data.memory import open_digits
@@ -44,17 +46,33 @@ class Source(Protocol):
 
     @property
     def decodes(self) -> bool:
-        """Whether `fetch` opens files, so that it pays to fetch ahead."""
+        """Whether `fetch` opens files, so that it takes its time."""
+
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """Images that are to be in no part: index -> file and reason, ascending."""
+
+    @property
+    def undecided(self) -> int:
+        """Files of which a source that was opened quickly does not know whether they are readable."""
 
     def fetch(self, indices: Tensor) -> Tensor:
         """int64 [B] -> uint8 [B, ch, H, W], in any order, repeated or not."""
+
+    def stream(self, chunks: Iterable[Tensor]) -> Generator[Tensor, None, None]:
+        """The images of each chunk in turn, as `fetch` gives them; ahead of the caller where that takes its time."""
 
     def fingerprint(self) -> str:
         """sha256 over the ordered content, as 64 hex digits."""
 
 
-def open_source(recipe: DataRecipe) -> Source:
+def open_source(recipe: DataRecipe, *, progress: Progress | None = None, quick: bool = False) -> Source:
     """Opens the data set that the recipe names, downloading it only when the recipe says so.
+
+    Args:
+        recipe: which one.
+        progress: told how many files of a folder were read, of how many, when they have to be.
+        quick: for a plan only: read no more files of a folder than takes seconds.
 
     Raises:
         DataError: when it is missing, damaged, or given a field that it has no use for.
@@ -74,7 +92,8 @@ def open_source(recipe: DataRecipe) -> Source:
     if recipe.source == "folder":
         if not recipe.root:
             raise DataError("data.root is empty", cure="Name the folder of images in data.root.")
-        return open_folder(Path(recipe.root).expanduser(), recipe.image_size or DEFAULT_SIZE)
+        root, size = Path(recipe.root).expanduser(), recipe.image_size or DEFAULT_SIZE
+        return open_folder(root, size, recipe.unreadable, progress=progress, quick=quick)
     if recipe.source == "fashion-mnist":
         return _open_fashion(recipe)
     return _open_cifar(CIFAR_LAYOUTS[recipe.source], recipe)

@@ -7,7 +7,7 @@ classes, so every part has its share of each.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -113,3 +113,30 @@ def split(targets: Tensor, test_start: int | None, recipe: DataRecipe, classes: 
         test = torch.arange(test_start, len(targets))
     _check_classes(targets, train, classes)
     return Splits(train=train, validation=validation, meta=meta, test=test)
+
+
+def without(splits: Splits, left_out: Collection[int], targets: Tensor, classes: tuple[str, ...]) -> Splits:
+    """The parts without some images; every other image stays where it is.
+
+    Args:
+        splits: the parts.
+        left_out: source indices.
+        targets: true labels, int64 [N].
+        classes: the C class names.
+
+    Raises:
+        DataError: when nothing is left of a part, or of a class in the training part.
+    """
+    if not left_out:
+        return splits
+    gone = torch.tensor(sorted(left_out), dtype=torch.int64)
+    parts = {name: getattr(splits, name) for name in ("train", "validation", "meta", "test")}
+    rest = {name: part[~torch.isin(part, gone)] for name, part in parts.items()}
+    for name, part in parts.items():
+        if len(part) and not len(rest[name]):
+            raise DataError(
+                f"none of the {len(part)} images of the {name} part can be decoded",
+                cure="Mend or remove the files, or make that part larger.",
+            )
+    _check_classes(targets, rest["train"], classes)
+    return Splits(**rest)

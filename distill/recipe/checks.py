@@ -62,6 +62,8 @@ def _data(recipe: Recipe) -> Iterator[str]:
         yield '[data] root: found none, expected the folder of images that source = "folder" reads'
     if data.source != "folder" and data.image_size:
         yield f'[data] image_size: found {data.image_size}, but "{data.source}" has images of one size; leave it out'
+    if data.source != "folder" and data.unreadable != "error":
+        yield f'[data] unreadable: found "leave-out", but "{data.source}" has no unreadable images; leave it out'
     if data.download and data.source not in _DOWNLOADABLE:
         yield f'[data] download: found true, but the source "{data.source}" is never downloaded; leave it out'
 

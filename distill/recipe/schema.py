@@ -67,6 +67,10 @@ class DataRecipe(Table):
     image_size: int = Field(
         default=0, ge=0, le=4096, description="Side in pixels of a folder's images after resizing; 0: 224."
     )
+    unreadable: Literal["error", "leave-out"] = Field(
+        default="error",
+        description="A folder's images that cannot be decoded: an error that names the first, or in no part.",
+    )
     train: Count | None = Field(
         default=None, description="Use only so many training images; default: all that are left."
     )

@@ -73,7 +73,7 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
     with _collected(report):
         check_place(Path(recipe.checkpoints) / recipe.name)
     with _collected(report):
-        data = open_data(recipe)
+        data = open_data(recipe, quick=True)
         channels, side, _ = data.shape
         shape = (channels, side, data.num_classes)
         report.plan["data"] = _data_plan(recipe, data)
@@ -126,6 +126,10 @@ def _counted(problems: int) -> str:
 def _data_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     parts = data.splits
     noisy = int(data.labels.is_noisy[parts.train].sum())
+    unreadable: dict[str, Any] = {}
+    if recipe.data.unreadable == "leave-out":
+        unknown, count = data.source.undecided, len(data.source.unreadable)
+        unreadable["unreadable"] = f"not known before {unknown} files were decoded" if unknown else count
     return {
         "source": data.source.name,
         "images": "x".join(map(str, data.shape)),
@@ -134,6 +138,7 @@ def _data_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
         "validation": parts.validation.numel(),
         "meta": parts.meta.numel(),
         "test": parts.test.numel(),
+        **unreadable,
         "wrong training labels": f"{noisy} ({noisy / parts.train.numel():.1%})",
     }
 

@@ -19,7 +19,11 @@ from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights, save_weights
 from distill.store.tensors import sha256_of_tensor
 from distill.training.evaluate import Scores, evaluate
+from distill.training.events import Listener, Notice
 from distill.training.schedule import build_optimizer
+
+UNREADABLE = "unreadable.json"  # in a teacher's run folder: all images that were left out, and why
+_NAMED = 20  # of them in the warning
 
 
 def model_spec(stage: StageRecipe, data: ImageData, table: str) -> ModelSpec:
@@ -47,6 +51,14 @@ def fit_model(stage: StageRecipe, table: str, *, channels: int, image_size: int,
 def teacher_inputs(recipe: Recipe, data: ImageData) -> str:
     """Digest of everything that decides a teacher: its part of the recipe, the images in order, the given labels."""
     return inputs_digest(recipe, data.source.fingerprint(), sha256_of_tensor(data.labels.given))
+
+
+def tell_left_out(data: ImageData, listener: Listener) -> None:
+    """A warning that names the images that are in no part, if there are any."""
+    if found := list(data.source.unreadable.values()):
+        more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+        plural = "" if len(found) == 1 else "s"
+        listener(Notice(f"warning: {len(found)} unreadable image{plural} left out: {'; '.join(found[:_NAMED])}{more}"))
 
 
 def memory_format(stage: StageRecipe) -> torch.memory_format:

@@ -23,7 +23,7 @@ from distill.store.logits import LogitWriter
 from distill.store.manifest import MANIFEST, Origin, Piece, read_manifest
 from distill.store.tensors import sha256_of_tensor
 from distill.training.device import describe_device, prepare_device
-from distill.training.events import ExportProgress, Listener, MetricsFile, StageDone, StageSkipped, fan_out
+from distill.training.events import ExportProgress, Listener, MetricsFile, StageDone, StageSkipped, fan_out, files_read
 from distill.training.interrupt import Interrupted, listen_for_stop
 
 STORE = "logits"
@@ -45,7 +45,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         Interrupted: asked to stop; finished shards are kept.
     """
     device = prepare_device(recipe)
-    data = open_data(recipe)
+    data = open_data(recipe, progress=files_read(listener))
     weights, weights_sha256 = teacher_weights(run, recipe, data)
     wanted = export_digest(recipe, weights_sha256)
     folder = run.folder / STORE

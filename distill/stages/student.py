@@ -22,13 +22,13 @@ from distill.recipe.digest import student_digest
 from distill.recipe.schema import Recipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
 from distill.seeding import derive
-from distill.stages.common import build_network, evaluator, write_selected
+from distill.stages.common import build_network, evaluator, tell_left_out, write_selected
 from distill.stages.export import STORE, origin_of, teacher_weights
 from distill.store.atomic import sha256_of
 from distill.store.logits import LogitStore
 from distill.store.manifest import MANIFEST, Origin, read_manifest
 from distill.training.device import describe_device, prepare_device
-from distill.training.events import Listener, MetricsFile, StageDone, StageSkipped, fan_out
+from distill.training.events import Listener, MetricsFile, StageDone, StageSkipped, fan_out, files_read
 from distill.training.loop import Plan, fit
 from distill.training.schedule import build_schedule
 
@@ -60,7 +60,7 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
             f"{teacher.folder}: no exported logits", cure=f"run `distill export --teacher {teacher.folder}`."
         )
     device = prepare_device(recipe)
-    data = open_data(recipe)
+    data = open_data(recipe, progress=files_read(listener))
     origin = origin_of(data, recipe, teacher_weights(teacher, recipe, data)[1])
     digest = student_digest(recipe, sha256_of(manifest))
     folder = teacher.folder / STUDENTS / student_name(recipe, digest)
@@ -72,6 +72,7 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
         store = _open_store(manifest.parent, origin, recipe, teacher.folder)
         metrics_file = MetricsFile(folder / "metrics.jsonl")
         listener = fan_out(metrics_file, listener)
+        tell_left_out(data, listener)
         task = StudentTask(recipe, data, store, device)
         begun = teacher.record.stages["teacher"].digest
         run = make_run(folder, recipe, kind="student", begun=digest, teacher=begun)

@@ -23,12 +23,12 @@ from distill.recipe.digest import differences
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
 from distill.seeding import derive, generator
-from distill.stages.common import build_network, evaluator, teacher_inputs, write_selected
-from distill.store.atomic import sha256_of
+from distill.stages.common import UNREADABLE, build_network, evaluator, teacher_inputs, tell_left_out, write_selected
+from distill.store.atomic import sha256_of, write_json
 from distill.store.checkpoint import save_weights
 from distill.store.labels import LearnedLabels, write_labels
 from distill.training.device import describe_device, prepare_device
-from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out
+from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out, files_read
 from distill.training.loop import Plan, fit
 from distill.training.schedule import build_schedule
 
@@ -48,7 +48,7 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
     check_recipe(recipe, recipe.name)
     folder = Path(recipe.checkpoints) / recipe.name
     device = prepare_device(recipe)
-    data = open_data(recipe)
+    data = open_data(recipe, progress=files_read(listener))
     digest = teacher_inputs(recipe, data)
     with locked(folder):
         state = folder / "state" / "teacher.safetensors"
@@ -59,6 +59,7 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
             return run
         metrics_file = MetricsFile(folder / "metrics.jsonl")
         listener = fan_out(metrics_file, listener)
+        tell_left_out(data, listener)
         task = TeacherTask(recipe, data, device, listener)
         # Only now, when data, model and estimator stand, is the folder taken: a failed first try blocks no name.
         run = make_run(folder, recipe, kind="teacher", begun=digest)
@@ -255,6 +256,8 @@ def _write(task: TeacherTask, plan: Plan, run: Run) -> dict[str, str]:
     """The finished teacher's files and their sha256."""
     files = write_selected(task.model, task.recipe.teacher, run.folder)
     files["model.safetensors"] = save_weights(run.folder / "model.safetensors", task.model.state_dict())
+    if unreadable := task.data.source.unreadable:
+        files[UNREADABLE] = write_json(run.folder / UNREADABLE, {str(index): why for index, why in unreadable.items()})
     if isinstance(task.rule, Learned):
         write_labels(run.folder / "labels", task.learned_labels(), {"teacher_digest": plan.digest})
         for path in sorted((run.folder / "labels").iterdir()):

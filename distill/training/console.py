@@ -16,6 +16,7 @@ from distill.training.events import (
     EpochDone,
     Event,
     ExportProgress,
+    FilesRead,
     Listener,
     Notice,
     StageDone,
@@ -153,7 +154,11 @@ class _Lines:
             case EpochDone():
                 self.epoch_done(event)
             case ExportProgress():
-                self.exported(event)
+                self.counted("export", event.done, event.total)
+            case FilesRead():
+                self.counted("image files", event.done, event.total)
+                if event.done >= event.total:
+                    self.stage_done()
             case StageDone():
                 self.pace = None
                 self.stage_done()
@@ -173,7 +178,7 @@ class _Lines:
     def epoch_done(self, event: EpochDone) -> None:
         raise NotImplementedError
 
-    def exported(self, event: ExportProgress) -> None:
+    def counted(self, what: str, done: int, total: int) -> None:
         raise NotImplementedError
 
     def stage_done(self) -> None:
@@ -214,9 +219,9 @@ class _Plain(_Lines):
     def epoch_done(self, event: EpochDone) -> None:
         self.show(self.epoch_line(event))
 
-    def exported(self, event: ExportProgress) -> None:
+    def counted(self, what: str, done: int, total: int) -> None:
         if self.clock() - self.last >= HEARTBEAT:
-            self.show(f"export: {event.done}/{event.total}")
+            self.show(f"{what}: {done}/{total}")
 
 
 @contextmanager
@@ -266,13 +271,13 @@ class _Live(_Lines):
             self.pace.metrics = event.metrics
             self._draw(self.pace, self.clock())
 
-    def exported(self, event: ExportProgress) -> None:
+    def counted(self, what: str, done: int, total: int) -> None:
         if self.task is None:
-            self._bar("export", event.total, 0)
+            self._bar(what, total, 0)
         now = self.clock()
-        if now - self.drawn >= REDRAW or event.done >= event.total:
+        if now - self.drawn >= REDRAW or done >= total:
             self.drawn = now
-            self._update(completed=event.done, total=event.total, speed=f"{event.done}/{event.total}")
+            self._update(completed=done, total=total, speed=f"{done}/{total}")
 
     def stage_done(self) -> None:
         if self.task is not None:

@@ -61,6 +61,14 @@ class ExportProgress:
 
 
 @dataclass(frozen=True)
+class FilesRead:
+    """How many of a folder's files were read, of those whose content was not known."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class StageDone:
     """A stage has ended and its results are on disk."""
 
@@ -86,7 +94,7 @@ class Notice:
     message: str
 
 
-Event: TypeAlias = StageStarted | StepDone | EpochDone | ExportProgress | StageDone | StageSkipped | Notice
+Event: TypeAlias = StageStarted | StepDone | EpochDone | ExportProgress | FilesRead | StageDone | StageSkipped | Notice
 Listener: TypeAlias = Callable[[Event], None]
 
 
@@ -98,6 +106,11 @@ def fan_out(*listeners: Listener) -> Listener:
             listener(event)
 
     return tell
+
+
+def files_read(listener: Listener) -> Callable[[int, int], None]:
+    """What `data.loader.open_data` wants to be given, to tell a listener."""
+    return lambda done, total: listener(FilesRead(done, total))
 
 
 def _now() -> datetime:

@@ -1,0 +1,134 @@
+"""One image file: its bytes, then its pixels. What is hashed is what is decoded, because the file is read once."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+# Each plugin registers its format; MPO, several JPEGs in one file, is opened as JPEG. Imported here, not by a thread.
+from PIL import (  # noqa: F401
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    MpoImagePlugin,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
+
+from distill.errors import DataError
+
+# Raised by one whenever the same file would give other pixels than before; part of a folder's fingerprint.
+DECODER = 2
+MAX_FILE_BYTES = 2**30
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+# No other is ever asked, whatever a file's name ends in: some of Pillow's start programs (EPS starts Ghostscript).
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
+# A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where that leaves three times the pixels that are wanted: "the
+# result is indistinguishable from fair resampling in most cases", says Pillow of this gap in `Image.thumbnail`.
+_DRAFT = 3
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Undecodable(ValueError):  # noqa: N818 - what it says of the file is its name
+    """These bytes are no image, cut short, damaged, or larger than is accepted: a fact about the bytes alone."""
+
+
+def read_file(path: str | Path) -> bytes:
+    """The whole of a regular file.
+
+    Raises:
+        DataError: it is missing, may not be read, is no regular file, or is larger than 1 GiB.
+    """
+    try:
+        # A pipe put in the file's place would otherwise be waited for.
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(handle, "rb", buffering=0) as file:  # noqa: PTH123
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
+                raise DataError(f"{path}: is no regular file", cure="The folder has changed; put the image back.")
+            if found.st_size > MAX_FILE_BYTES:
+                raise DataError(f"{path}: {found.st_size} bytes, at most {MAX_FILE_BYTES} are accepted of an image")
+            return file.read()
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be read: {error.strerror or error}",
+            cure="Give it back, or the right to read it; no other image is put in its place.",
+        ) from error
+
+
+def decode(content: bytes, size: int) -> npt.NDArray[np.uint8]:
+    """A file's bytes -> uint8 [size, size, 3], RGB: the centre square, upright, resized (bicubic, antialiased).
+
+    This is 'resize the shorter side, then crop the centre' in one step, so that a long thin image costs no memory.
+    Of several frames or pages the first is taken. The result depends on nothing but the bytes and the size.
+
+    Raises:
+        Undecodable: with the reason.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            width, height = image.size
+            most = Image.MAX_IMAGE_PIXELS
+            if most is not None and width * height > most:
+                raise ValueError(f"{width}x{height} pixels, more than the {most} that are accepted")
+            drafted = image.draft(None, (_DRAFT * size, _DRAFT * size))  # a no-op but for JPEG
+            image.load()
+            # A TIFF turns itself upright while it is loaded. A draft's last row or column may be half outside.
+            full = drafted[1][2:] if drafted is not None else image.size
+            side = min(full)
+            left, top = (full[0] - side) / 2, (full[1] - side) / 2
+            square = _to_rgb(image).resize(
+                (size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+            )
+            turn = _UPRIGHT.get(_orientation(image))
+            return np.asarray(square if turn is None else square.transpose(turn))
+    except MemoryError:
+        raise  # says something about the machine, not about the file
+    except UnidentifiedImageError as error:
+        # Pillow's own message holds an address in memory.
+        raise Undecodable(f"not one of {', '.join(_FORMATS)}") from error
+    except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
+        raise Undecodable(f"{type(error).__name__}: {error}") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Any image as 8-bit RGB; 16-bit grey keeps its upper byte, where PIL's own conversion would clip to white."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I"):
+        grey = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 where there is none, or it cannot be read: that alone makes no image undecodable."""
+    if "exif" not in image.info and "Raw profile type exif" not in image.info:
+        return 1
+    try:
+        found = image.getexif().get(_ORIENTATION)
+    except Exception:
+        return 1
+    return found if isinstance(found, int) else 1

@@ -1,0 +1,132 @@
+"""Which images a folder holds, and of which class each is. No image is opened.
+
+Two layouts. `root/<class>/*.jpg` has no test part. `root/train/<class>/*.jpg` has one when `root/test`, or else
+`root/val` or `root/validation`, has class folders too; of several, the first of that order is the test part and the
+others are not used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill.data.decode import EXTENSIONS
+from distill.errors import DataError
+
+_TEST_FOLDERS = ("test", "val", "validation")
+_LAYOUT = "Expected are <root>/<class>/ or <root>/train/<class>/ and <root>/test/<class>/, with images in them."
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What was found.
+
+    Args:
+        classes: the C class names, sorted.
+        files: N paths relative to the root, with forward slashes; training part first, sorted within each class.
+        targets: class number of each, N.
+        test_start: index of the first official test image; None when there is no such part.
+    """
+
+    classes: tuple[str, ...]
+    files: tuple[str, ...]
+    targets: tuple[int, ...]
+    test_start: int | None
+
+
+def scan(root: Path) -> Scan:
+    """Looks through an image folder.
+
+    Raises:
+        DataError: when there is no such folder, a class has no image, or train and test differ in their classes.
+    """
+    if not root.is_dir():
+        raise DataError(f"{root}: is not a folder", cure="Name a folder of class folders in data.root.")
+    train_name, test_name = _train_and_test(root)
+    classes, files, targets = _scan_part(root, train_name)
+    if len(classes) < 2:
+        found = f"only the class folder {classes[0]!r}" if classes else "no class folder"
+        raise DataError(f"{root / train_name}: {found}, expected two or more", cure=_LAYOUT)
+    test_start = None
+    if test_name is not None:
+        test_classes, test_files, test_targets = _scan_part(root, test_name)
+        if test_classes != classes:
+            raise DataError(_difference(root, train_name, classes, test_name, test_classes))
+        test_start = len(files)
+        files, targets = files + test_files, targets + test_targets
+    return Scan(classes, tuple(files), tuple(targets), test_start)
+
+
+def _train_and_test(root: Path) -> tuple[str, str | None]:
+    """Names of the folders with the training and the test part, '' being root itself."""
+    train = root / "train"
+    if not train.is_dir() or not _class_folders(train):
+        return "", None
+    for name in _TEST_FOLDERS:
+        # A test folder without class folders holds unlabelled images, as ImageNet's does.
+        if (root / name).is_dir() and _class_folders(root / name):
+            return "train", name
+    return "train", None
+
+
+def _scan_part(root: Path, part: str) -> tuple[tuple[str, ...], list[str], list[int]]:
+    """Classes, paths relative to root, and targets, sorted by path within each class."""
+    folder = root / part
+    classes = _class_folders(folder)
+    files: list[str] = []
+    targets: list[int] = []
+    for target, name in enumerate(classes):
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"{folder}: the class folder {name!r} has a name that is not UTF-8") from error
+        found = sorted(_images_below(str(folder / name), f"{part}/{name}" if part else name))
+        if not found:
+            raise DataError(
+                f"{folder / name}: no image in this class folder",
+                cure=f"Remove the folder, or add images ({' '.join(EXTENSIONS)}).",
+            )
+        files += found
+        targets += [target] * len(found)
+    return classes, files, targets
+
+
+def _class_folders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(entry.name for entry in _entries(str(folder)) if entry.is_dir()))
+
+
+def _images_below(folder: str, name: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+    """`name`/... of the image files in a folder and its folders. Links are followed, but never in a circle."""
+    status = os.stat(folder)  # noqa: PTH116
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        raise DataError(f"{folder}: is a link to a folder that it is in", cure="Remove the link.")
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _images_below(entry.path, f"{name}/{entry.name}", above | {identity})
+        elif entry.name.lower().endswith(EXTENSIONS):
+            if not entry.is_file():
+                raise DataError(f"{entry.path}: is a broken link, or no file", cure="Mend or remove it.")
+            yield f"{name}/{entry.name}"
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    """What is in a folder, hidden entries left out."""
+    try:
+        with os.scandir(folder) as found:
+            return [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read: {error.strerror}", cure=_LAYOUT) from error
+
+
+def _difference(
+    root: Path, train: str, train_classes: tuple[str, ...], test: str, test_classes: tuple[str, ...]
+) -> str:
+    def listed(names: set[str]) -> str:
+        first = ", ".join(sorted(names)[:5]) or "none"
+        return f"{first} and {len(names) - 5} more" if len(names) > 5 else first
+
+    only_train, only_test = set(train_classes) - set(test_classes), set(test_classes) - set(train_classes)
+    return f"{root}: class folders only in {train}: {listed(only_train)}; only in {test}: {listed(only_test)}"

@@ -1,0 +1,144 @@
+"""What counts as an image folder, and what is in it."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from distill.data.scan import Scan, scan
+from distill.errors import DataError
+from tests.data.pictures import picture
+
+
+def test_classes_without_a_test_part(tmp_path: Path) -> None:
+    picture(tmp_path / "dog" / "b.png", (1, 1, 1))
+    picture(tmp_path / "dog" / "a.JPG", (0, 0, 0))
+    picture(tmp_path / "cat" / "deep" / "er" / "z.png", (2, 2, 2))
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "cat" / ".hidden.png").write_bytes(b"")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "readme.md").write_text("")
+    assert scan(tmp_path) == Scan(
+        classes=("cat", "dog"),
+        files=("cat/deep/er/z.png", "dog/a.JPG", "dog/b.png"),
+        targets=(0, 1, 1),
+        test_start=None,
+    )
+
+
+@pytest.mark.parametrize(
+    ("present", "chosen"),
+    [(("test", "val"), "test"), (("val", "validation"), "val"), (("validation",), "validation"), ((), None)],
+)
+def test_which_folder_is_the_test_part(tmp_path: Path, present: tuple[str, ...], chosen: str | None) -> None:
+    for part in ("train", *present):
+        for name in ("a", "b"):
+            picture(tmp_path / part / name / "0.png")
+    source = scan(tmp_path)
+    assert source.classes == ("a", "b")
+    assert source.test_start == (None if chosen is None else 2)
+    assert source.files[2:] == (() if chosen is None else (f"{chosen}/a/0.png", f"{chosen}/b/0.png"))
+
+
+def test_a_test_folder_of_unlabelled_images_is_not_the_test_part(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        picture(tmp_path / part / "a" / "0.png")
+        picture(tmp_path / part / "b" / "0.png")
+    picture(tmp_path / "test" / "0.png")
+    assert scan(tmp_path).files[2] == "val/a/0.png"
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    for name in ("train", "bus", "test"):
+        picture(tmp_path / name / "0.png")
+    source = scan(tmp_path)
+    assert source.classes == ("bus", "test", "train")
+    assert source.test_start is None
+
+
+def test_classes_of_the_parts_must_be_equal(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "val/b", "val/c"):
+        picture(tmp_path / name / "0.png")
+    with pytest.raises(DataError, match="only in train: a; only in val: c"):
+        scan(tmp_path)
+
+
+def test_a_class_without_images_is_an_error(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "0.png")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "0.txt").write_bytes(b"")
+    with pytest.raises(DataError, match=r"b: no image"):
+        scan(tmp_path)
+
+
+@pytest.mark.parametrize("make", ["nothing", "file", "empty", "one class", "flat"])
+def test_no_image_folder(tmp_path: Path, make: str) -> None:
+    root = tmp_path / "root"
+    if make == "file":
+        root.write_bytes(b"")
+    elif make != "nothing":
+        root.mkdir()
+    if make == "one class":
+        picture(root / "a" / "0.png")
+    if make == "flat":
+        picture(root / "0.png")
+    with pytest.raises(DataError, match="root"):
+        scan(root)
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    picture(tmp_path / "store" / "one" / "0.png")
+    root = tmp_path / "root"
+    (root / "b").mkdir(parents=True)
+    (root / "a").symlink_to(tmp_path / "store" / "one")
+    (root / "b" / "1.png").symlink_to(tmp_path / "store" / "one" / "0.png")
+    assert scan(root).files == ("a/0.png", "b/1.png")
+
+
+@pytest.mark.parametrize("kind", ["circle", "broken", "pipe"])
+def test_bad_links_are_named(tmp_path: Path, kind: str) -> None:
+    picture(tmp_path / "a" / "0.png")
+    picture(tmp_path / "b" / "0.png")
+    bad = tmp_path / "b" / "bad.png"
+    if kind == "circle":
+        bad.symlink_to(tmp_path / "b")
+    elif kind == "broken":
+        bad.symlink_to(tmp_path / "gone.png")
+    else:
+        os.mkfifo(bad)
+    with pytest.raises(DataError, match=r"bad\.png"):
+        scan(tmp_path)
+
+
+def test_odd_names(tmp_path: Path) -> None:
+    names = ["white space", "dög ü 猫", "-rf", "a\nb", "100%", "'quoted\""]
+    for number, name in enumerate(names):
+        picture(tmp_path / name / f"{names[-1 - number]} .x.PnG")
+    found = scan(tmp_path)
+    assert found.classes == tuple(sorted(names))
+    assert sorted(found.files) == sorted(f"{name}/{names[-1 - n]} .x.PnG" for n, name in enumerate(names))
+
+
+def test_file_names_may_be_any_bytes_but_class_names_are_text(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / name / "0.png")
+    os.rename(tmp_path / "a" / "0.png", os.fsencode(tmp_path) + b"/a/\xff.png")  # noqa: PTH104
+    assert [os.fsencode(file) for file in scan(tmp_path).files] == [b"a/\xff.png", b"b/0.png"]
+    os.rename(tmp_path / "b", os.fsencode(tmp_path) + b"/\xff")  # noqa: PTH104
+    with pytest.raises(DataError, match="not UTF-8"):
+        scan(tmp_path)
+
+
+def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / name / "deep" / "0.png")
+    real = os.scandir
+
+    def scandir(path: str) -> object:
+        if path.endswith("deep"):
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match="a/deep: cannot be read: Permission denied"):
+        scan(tmp_path)
