@@ -67,7 +67,12 @@ class Survey:
             DataError: a file is missing.
         """
         self.root, self.files, self.size, self.decodes = root, files, size, decodes
-        self._keys = [_key(root, file)[0] for file in files]
+        self.bytes = 0  # of all files together
+        self._keys: list[bytes] = []
+        for file in files:
+            status = _stat(root, file)
+            self.bytes += status.st_size
+            self._keys.append(_key(file, status))
         known = _load(self._cache, self._decoder)
         self._known = {key: known[key] for key in self._keys if key in known}  # key -> sha256 and flag
 
@@ -118,8 +123,9 @@ class Survey:
     def _look(self, numbers: Sequence[int], found: list[_Found]) -> None:
         for number in numbers:
             file = self.files[number]
-            key, changed = _key(self.root, file)
-            settled = time.time_ns() - changed > SETTLED_NS
+            status = _stat(self.root, file)
+            changed = max(status.st_mtime_ns, status.st_ctime_ns)
+            key = _key(file, status) if time.time_ns() - changed > SETTLED_NS else None
             content = read_file(f"{self.root}/{file}")
             reason = None
             if self.decodes:
@@ -127,7 +133,7 @@ class Survey:
                     decode(content, self.size)
                 except Undecodable as error:
                     reason = str(error)
-            found.append((number, key if settled else None, hashlib.sha256(content).digest(), reason))
+            found.append((number, key, hashlib.sha256(content).digest(), reason))
 
     @property
     def _cache(self) -> Path:
@@ -147,7 +153,8 @@ class Survey:
             _replace(self._cache, _MAGIC + hashlib.sha256(body).digest() + body)
 
 
-_Found: TypeAlias = tuple[int, bytes | None, bytes, str | None]  # number, key if settled, sha256, why unreadable
+# Number, key if it is to be remembered, sha256, why it is unreadable.
+_Found: TypeAlias = tuple[int, bytes | None, bytes, str | None]
 
 
 def cache_folder() -> Path:
@@ -156,17 +163,19 @@ def cache_folder() -> Path:
     return (Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()) / "distill"  # noqa: PTH117
 
 
-def _key(root: Path, file: str) -> tuple[bytes, int]:
-    """What a file has to keep for its content to be taken as known, and when it last changed, in ns."""
+def _stat(root: Path, file: str) -> os.stat_result:
     try:
-        found = os.stat(f"{root}/{file}")  # noqa: PTH116 - a Path for each of a million files takes seconds
+        return os.stat(f"{root}/{file}")  # noqa: PTH116 - a Path for each of a million files takes seconds
     except OSError as error:
         raise DataError(
             f"{root}/{file}: cannot be read: {error.strerror}", cure="The folder has changed; put the image back."
         ) from error
-    state = (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-    content = os.fsencode(file) + repr(state).encode()
-    return hashlib.blake2b(content, digest_size=_KEY).digest(), max(found.st_mtime_ns, found.st_ctime_ns)
+
+
+def _key(file: str, status: os.stat_result) -> bytes:
+    """What a file has to keep for its content to be taken as known."""
+    state = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return hashlib.blake2b(os.fsencode(file) + b"\0" + repr(state).encode(), digest_size=_KEY).digest()
 
 
 def _load(path: Path, decoder: bytes) -> dict[bytes, bytes]:

@@ -31,6 +31,8 @@ _GROUP = 8  # images a task: a task costs as much as a fifth of a tiny image
 _AHEAD = 4  # batches that are decoded ahead, at most
 _AHEAD_BYTES = 256 * 2**20  # and no more than this; but always one
 _KEPT_BYTES = 2**30  # decoded images are kept when all of them fit in this, and in a quarter of the memory
+# Bytes, on average: what decoding such a file takes is mostly Python, and threads would only wait for each other.
+_SMALL = 8 * 2**10
 _QUICKLY = 5_000  # files; `quick` decodes no more just to find those that cannot be
 
 
@@ -74,6 +76,8 @@ class FolderSource:
         if quick and not self._leave_out:
             return
         survey = self._survey()
+        if survey.bytes < _SMALL * len(self.files):
+            self.workers = 1
         missing = len(survey.missing) if quick else 0
         if missing > _QUICKLY:
             self.undecided = missing

@@ -48,8 +48,10 @@ def test_results_do_not_depend_on_workers_chunks_or_memory(
 ) -> None:
     found = scan(folder_of(tmp_path, 40))
     monkeypatch.setattr(folder, "_KEPT_BYTES", 2**20 if keeps else 0)
+    monkeypatch.setattr(folder, "_SMALL", 0)  # else these would all be decoded by one thread
     source = FolderSource(tmp_path, found, 8, "error", workers=workers)
     assert (source._kept.pixels is not None) == keeps
+    assert source.workers == workers
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
     for size in (1, 7, 40):
         chunks = torch.split(order, size)
