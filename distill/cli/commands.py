@@ -31,6 +31,16 @@ Overrides = Annotated[
     list[str], typer.Option("--set", metavar="TABLE.FIELD=VALUE", help="Override a field of the recipe; repeatable.")
 ]
 TeacherRun = Annotated[str, typer.Option("--teacher", metavar="RUN", help="Run folder of a teacher, or its name.")]
+AnyTeacher = Annotated[
+    str,
+    typer.Option(
+        "--teacher", metavar="RUN", help="A run folder or its name; timm:NAME, local-dir:FOLDER, FILE.safetensors."
+    ),
+]
+ForRecipe = Annotated[
+    Path | None,
+    typer.Option("--recipe", metavar="RECIPE", help="Of a teacher from elsewhere: its data, views, student."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
 
@@ -71,17 +81,29 @@ def teacher(
 
 @app.command()
 def export(
-    teacher: TeacherRun,
+    teacher: AnyTeacher,
+    recipe: ForRecipe = None,
+    model: Annotated[str | None, typer.Option("--model", help="Of a file of weights: timm's name of it.")] = None,
     overrides: Overrides = [],  # noqa: B006
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Stage two: write a finished teacher's logits to its store."""
-    run, recipe = _teacher_run(teacher, overrides)
-    from distill.stages.export import export_teacher
+    """Stage two: write a teacher's logits to its store; one that was trained elsewhere gets a run folder first."""
+    from distill.recipe.importing import import_recipe, is_elsewhere, refuse_for_a_run
 
-    with _console(quiet, as_json) as listener:
-        export_teacher(run, recipe, listener)
+    if is_elsewhere(teacher):
+        to_import = import_recipe(teacher, recipe, overrides)
+        from distill.stages.pipeline import run_imported
+
+        with _console(quiet, as_json) as listener:
+            run = run_imported(teacher, to_import, listener, model=model)
+    else:
+        refuse_for_a_run(teacher, recipe, model)
+        run, its_recipe = _teacher_run(teacher, overrides)
+        from distill.stages.export import export_teacher
+
+        with _console(quiet, as_json) as listener:
+            export_teacher(run, its_recipe, listener)
     _report([run], quiet, as_json, [f"distill student --teacher {run.folder}"])
 
 

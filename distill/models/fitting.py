@@ -110,7 +110,7 @@ def search(request: Request) -> Trial:
         if key in seen:
             continue
         seen.add(key)
-        trial = _attempt(architecture, arguments, request)
+        trial = attempt(architecture, arguments, request)
         trials.append(_confirm(trial, request) if trial.enough else trial)
         if trials[-1].enough:
             return trials[-1]
@@ -165,20 +165,20 @@ def _candidates(request: Request, trials: list[Trial]) -> Iterator[tuple[str, di
                 break
     for stride in (16, 8):
         yield request.name, {**sized, "output_stride": stride}
-    for larger in _larger_sizes(size, request.native_size):
+    for larger in larger_sizes(size, request.native_size):
         resized: dict[str, Json] = {"img_size": larger} if sized else {}
         enlarged: dict[str, Json] = {"base": request.name, "size": larger, **resized}
         yield ENLARGED, enlarged
         yield ENLARGED, {**enlarged, "output_stride": 16}
 
 
-def _larger_sizes(size: int, native: int) -> list[int]:
+def larger_sizes(size: int, native: int) -> list[int]:
     """Twice, four times, ... the size, and 32, 64, ..., up to the native size; the next multiple of 32; the native."""
     doubled = [start << k for start in (size, 32) for k in range(10) if start << k < native]
     return sorted(larger for larger in {*doubled, -(-size // 32) * 32, native} if larger > size)
 
 
-def _attempt(architecture: str, arguments: dict[str, Json], request: Request) -> Trial:
+def attempt(architecture: str, arguments: dict[str, Json], request: Request) -> Trial:
     try:
         model = _build(architecture, arguments, "meta")
     except Exception as error:  # whatever a constructor of timm's raises

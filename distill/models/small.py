@@ -124,8 +124,9 @@ class Enlarged(nn.Module):
         self.body.reset_classifier(num_classes, *args, **kwargs)  # type: ignore[operator]
 
     def enlarge(self, x: Tensor) -> Tensor:
-        """Images [B, in_chans, H, W] -> [B, in_chans, size, size]."""
-        return F.interpolate(x, size=(self.size, self.size), mode="bilinear", align_corners=False)
+        """Images [B, in_chans, H, W] -> [B, in_chans, size, size]; smoothed where that makes them smaller."""
+        shrinks = x.shape[-1] > self.size
+        return F.interpolate(x, (self.size, self.size), mode="bilinear", align_corners=False, antialias=shrinks)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Images [B, in_chans, H, W] -> what the model inside calls features."""

@@ -8,6 +8,7 @@ import urllib.parse
 import urllib.request
 
 import huggingface_hub
+from safetensors import SafetensorError
 from timm.models import get_pretrained_cfg
 from torch import nn
 
@@ -33,13 +34,13 @@ def create_pretrained(spec: ModelSpec) -> nn.Module:
     skipped = {"base", "size"} if is_enlarged else set()
     arguments = {k: v for k, v in spec.arguments.items() if k not in skipped}
     # A safetensors file by its path: timm's own search would fall back to pickled files.
-    source = {"file": _fetch(spec.name, name), "hf_hub_id": None, "url": None}
+    source = {"file": fetch_weights(spec.name, name), "hf_hub_id": None, "url": None}
     try:
         body = build(name, {**arguments, "pretrained_cfg_overlay": source}, pretrained=True)
         if not is_enlarged:
             return body
         model = build(ENLARGED, spec.arguments)
-    except (RuntimeError, KeyError, ValueError, AssertionError) as error:
+    except (RuntimeError, KeyError, ValueError, AssertionError, SafetensorError) as error:
         raise ModelError(
             f"model {spec.name!r}: its pretrained weights do not fit {spec.architecture} with {spec.arguments}: "
             f"{str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
@@ -64,8 +65,16 @@ def _published_as(spec: ModelSpec) -> str:
     return str(spec.arguments["base"]) if spec.architecture == ENLARGED else spec.architecture
 
 
-def _fetch(asked: str, name: str) -> str:
-    """Path of the safetensors file with the weights of a timm model, downloaded if need be."""
+def fetch_weights(asked: str, name: str) -> str:
+    """Path of the safetensors file with the weights of a timm model, downloaded if need be.
+
+    Args:
+        asked: the model's name as the user gave it, for the errors.
+        name: timm's name of the model.
+
+    Raises:
+        ModelError: there are no such weights, or they cannot be reached.
+    """
     repository, filename, revision = _address(asked, name)
     found = _find(asked, repository, filename, revision)
     if found is not None:

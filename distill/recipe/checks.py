@@ -37,6 +37,7 @@ def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
         *_views(recipe),
         *_stage(recipe, "teacher", recipe.teacher, recipe.teacher.optimizer),
         *_labels(recipe, sorted(learned)),
+        *_imported(recipe),
         *_stage(recipe, "student", recipe.student, recipe.student.optimizer),
         *_loss(recipe),
         *_compare(recipe, comparing),
@@ -177,6 +178,22 @@ def _labels(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
         yield (
             f'[teacher.labels] warmup_epochs: found 0 with name = "{teacher.optimizer.name}", expected 1 or more: '
             "its first steps hardly depend on the gradient's size, so they say nothing about labels"
+        )
+
+
+def _imported(recipe: Recipe) -> Iterator[str]:
+    imported = recipe.teacher.imported
+    if not imported.source:
+        for name in ("weights_sha256", "channels", "image_size", "mean", "std"):
+            if getattr(imported, name):
+                yield (
+                    f"[teacher.imported] {name}: given, but the teacher is trained here; leave it out, or import one: "
+                    "distill export --teacher timm:NAME"
+                )
+    elif len(imported.mean) != imported.channels or len(imported.std) != imported.channels or not imported.channels:
+        yield (
+            f"[teacher.imported] mean: found {len(imported.mean)} numbers, and {len(imported.std)} in std, "
+            f"expected one for each of the {imported.channels} channels"
         )
 
 

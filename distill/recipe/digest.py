@@ -80,8 +80,17 @@ def _common_inputs(recipe: Recipe) -> dict[str, Any]:
 
 
 def _teacher_inputs(recipe: Recipe) -> dict[str, Any]:
+    if recipe.teacher.imported.source:
+        # Its weights decide it, wherever they came from; no view that is made here ever trained it.
+        network = recipe.teacher.model_dump(mode="json", include={"model", "model_args"})
+        return {**_common_inputs(recipe), "teacher": network | _imported_inputs(recipe)}
     views = recipe.views.model_dump(mode="json", exclude={"count"})
-    return {**_common_inputs(recipe), "views": views, "teacher": recipe.teacher.model_dump(mode="json")}
+    teacher = recipe.teacher.model_dump(mode="json", exclude={"imported"})
+    return {**_common_inputs(recipe), "views": views, "teacher": teacher}
+
+
+def _imported_inputs(recipe: Recipe) -> dict[str, Any]:
+    return {"imported": recipe.teacher.imported.model_dump(mode="json", exclude={"source"})}
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -194,11 +194,37 @@ class StageRecipe(Table):
     )
 
 
+class ImportedRecipe(Table):
+    """A teacher that was trained elsewhere. `distill export --teacher timm:NAME` and its like fill this table in."""
+
+    source: str = Field(
+        default="",
+        description="Where its weights come from: timm:NAME, local-dir:FOLDER or a file; empty: it is trained here.",
+    )
+    weights_sha256: Annotated[str, Words("64 hexadecimal digits")] = Field(
+        default="", pattern=r"^([0-9a-f]{64})?$", description="Digest of the file that its weights were read from."
+    )
+    channels: int = Field(default=0, ge=0, le=4096, description="Channels of the images that it takes.")
+    image_size: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="Side in pixels that images are brought to before it; 0: its own, where it takes no other.",
+    )
+    mean: Annotated[tuple[float, ...], Field(strict=False)] = Field(
+        default=(), description="Mean of each channel, of pixels from 0 to 1, that it wants taken off; empty: its own."
+    )
+    std: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False)] = Field(
+        default=(), description="What each channel is then divided by; empty: its own."
+    )
+
+
 class TeacherRecipe(StageRecipe):
     """Stage one."""
 
     optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe, description="Optimiser and schedule.")
     labels: LabelsRecipe = Field(default_factory=LabelsRecipe, description="The teacher's labels.")
+    imported: ImportedRecipe = Field(default_factory=ImportedRecipe, description="A teacher from elsewhere.")
 
 
 class ExportRecipe(Table):

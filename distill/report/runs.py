@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distill.errors import RecipeError, RunError
+from distill.recipe.importing import is_elsewhere
 from distill.recipe.load import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe
 from distill.store.atomic import is_temporary, read_json, sha256_of, writable_folder, write_bytes, write_json
@@ -38,6 +40,10 @@ class StageRecord(_Closed):
     commit: str = Field(description="git commit of the program, '+' when its files were changed, or 'unknown'.")
     versions: dict[str, str]
     machine: dict[str, str]
+    imported: dict[str, str] = Field(
+        default_factory=dict,
+        description="Of a teacher that was not trained here: where from, its weights, its classes.",
+    )
 
 
 class RunRecord(_Closed):
@@ -71,7 +77,13 @@ class Run:
         return self.record.stages[stage].metrics
 
     def finish(
-        self, stage: str, digest: str, metrics: Mapping[str, float], files: Mapping[str, str], device: str
+        self,
+        stage: str,
+        digest: str,
+        metrics: Mapping[str, float],
+        files: Mapping[str, str],
+        device: str,
+        imported: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """Records a finished stage. Last of all: before this, the stage counts as not done."""
         stage_record = StageRecord(
@@ -83,6 +95,7 @@ class Run:
             commit=program_commit(),
             versions=installed_versions(),
             machine={**host(), "device": device},
+            imported=dict(imported),
         )
         self._replace(self.record.model_copy(update={"stages": {**self.record.stages, stage: stage_record}}))
 
@@ -147,6 +160,11 @@ def find_run(text: str, checkpoints: Path) -> Path:
         return path
     if (checkpoints / text).is_dir():
         return checkpoints / text
+    if is_elsewhere(text):
+        raise RunError(
+            f"{text}: no run folder yet",
+            cure=f"import it first: `distill export --teacher {text}` names the run folder.",
+        )
     raise RunError(f"{text}: no such run folder", cure=_known_runs(checkpoints))
 
 

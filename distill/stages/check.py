@@ -156,8 +156,10 @@ def _stage_plan(
     plan: dict[str, Any] = {
         "model": spec.architecture + (f" {extra}" if extra else ""),
         "parameters": zoo.parameter_count(spec),
-        "epochs": stage.epochs,
     }
+    if table == "teacher" and recipe.teacher.imported.source:
+        return plan | {"imported": recipe.teacher.imported.source}
+    plan["epochs"] = stage.epochs
     if data is not None:
         rows = _rows(recipe, table, data)
         steps = steps_per_epoch(rows.numel(), stage.batch_size)
@@ -171,6 +173,8 @@ def _stage_plan(
 
 def _lowered(recipe: Recipe, table: str, stage: StageRecipe, data: ImageData) -> Iterator[str]:
     """Batch sizes above the number of images that there are."""
+    if table == "teacher" and recipe.teacher.imported.source:
+        return  # nothing trains it
     images = _rows(recipe, table, data).numel()
     if stage.batch_size > images:
         yield f"[{table}] batch_size: {stage.batch_size} is lowered to {images}, the number of its training images"

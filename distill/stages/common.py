@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from distill.data.loader import ImageData, ordered_batches
 from distill.errors import ModelError
 from distill.models import zoo
+from distill.models.foreign import foreign_spec
 from distill.models.zoo import ModelSpec
 from distill.recipe.digest import inputs_digest
 from distill.recipe.schema import Recipe, StageRecipe, StudentRecipe, TeacherRecipe
@@ -39,13 +41,32 @@ def model_spec(stage: StageRecipe, data: ImageData, table: str) -> ModelSpec:
 
 
 def fit_model(stage: StageRecipe, table: str, *, channels: int, image_size: int, classes: int) -> ModelSpec:
-    """`zoo.fit` with errors that name the recipe's table."""
+    """`zoo.fit` with errors that name the recipe's table; an imported teacher is built as it was trained."""
+    if isinstance(stage, TeacherRecipe) and stage.imported.source:
+        return foreign_spec(
+            stage.model,
+            stage.model_args,
+            channels=stage.imported.channels,
+            classes=classes,
+            image_size=image_size,
+            sees=stage.imported.image_size,
+        )
     try:
         return zoo.fit(
             stage.model, classes=classes, channels=channels, image_size=image_size, arguments=stage.model_args
         )
     except ModelError as error:
         raise ModelError(f"[{table}] model: {error.message}", cure=error.cure) from error
+
+
+def as_teacher_sees(data: ImageData, recipe: Recipe) -> ImageData:
+    """The data with the normalisation that the teacher was trained with: its own when it is imported.
+
+    One channel normalised by three means is three channels: a grey image reaches a network for colours as PIL's
+    `convert("RGB")` would make it.
+    """
+    imported = recipe.teacher.imported
+    return replace(data, mean=imported.mean, std=imported.std) if imported.source else data
 
 
 def teacher_inputs(recipe: Recipe, data: ImageData) -> str:

@@ -16,7 +16,7 @@ from distill.models import zoo
 from distill.recipe.digest import digest, export_digest, teacher_digest
 from distill.recipe.schema import Recipe
 from distill.report.runs import RECIPE, Run, locked
-from distill.stages.common import model_spec, teacher_inputs
+from distill.stages.common import as_teacher_sees, model_spec, teacher_inputs
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights
 from distill.store.logits import LogitWriter
@@ -124,7 +124,7 @@ def _logits(
     model: nn.Module, data: ImageData, recipe: Recipe, rows: Tensor, piece: Piece, device: torch.device
 ) -> Iterator[Tensor]:
     batches = ordered_batches(
-        data,
+        as_teacher_sees(data, recipe),
         rows,
         batch_size=recipe.export.batch_size,
         device=device,
@@ -154,7 +154,11 @@ def teacher_weights(run: Run, recipe: Recipe, data: ImageData) -> tuple[Path, st
         raise RunError(f"{run.folder}: this is a student", cure=f"its teacher is {run.folder.resolve().parents[1]}.")
     record = run.record.stages.get("teacher")
     if record is None:
-        again = f"distill teacher {run.folder / RECIPE} --set checkpoints={run.folder.resolve().parent}"
+        folder, place = run.folder.resolve(), f"--set checkpoints={run.folder.resolve().parent}"
+        source = recipe.teacher.imported.source
+        again = f"distill teacher {folder / RECIPE} {place}"
+        if source:
+            again = f"distill export --teacher {source} --recipe {folder / RECIPE} {place}"
         raise RunError(f"{run.folder}: its teacher is not finished", cure=f"run `{again}`.")
     if record.digest != teacher_inputs(recipe, data):
         raise RunError(
@@ -175,17 +179,18 @@ def stored_rows(data: ImageData) -> Tensor:
 
 def origin_of(data: ImageData, recipe: Recipe, weights_sha256: str) -> Origin:
     """What a store of this teacher on these data belongs to; the student asks for the same before it reads a row."""
+    seen = as_teacher_sees(data, recipe)
     return Origin(
         teacher_digest=digest({"recipe": teacher_digest(recipe), "weights": weights_sha256}),
         recipe_digest=teacher_digest(recipe),
         data_source=data.source.name,
         data_fingerprint=data.source.fingerprint(),
         given_labels_sha256=sha256_of_tensor(data.labels.given),
-        label_rule=recipe.teacher.labels.rule,
+        label_rule="imported" if recipe.teacher.imported.source else recipe.teacher.labels.rule,
         class_names=tuple(data.source.classes),
         views=recipe.views.model_dump(mode="json"),
         view_count=view_count(recipe.views),
         view_seed=recipe.seed,
-        mean=data.mean,
-        std=data.std,
+        mean=seen.mean,
+        std=seen.std,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from distill.recipe.schema import Recipe
 from distill.report.runs import Run
 from distill.stages.export import export_teacher
+from distill.stages.imported import import_teacher
 from distill.stages.student import train_student
 from distill.stages.teacher import train_teacher
 from distill.training.events import Listener
@@ -15,6 +16,13 @@ def run_teacher(recipe: Recipe, listener: Listener, *, export: bool = True) -> R
     run = train_teacher(recipe, listener)
     if export:
         export_teacher(run, recipe, listener)
+    return run
+
+
+def run_imported(text: str, recipe: Recipe, listener: Listener, *, model: str | None = None) -> Run:
+    """Imports a teacher that was trained elsewhere, in place of stage one, then stage two. See `import_teacher`."""
+    run, recipe = import_teacher(text, recipe, listener, model=model)
+    export_teacher(run, recipe, listener)
     return run
 
 

@@ -47,12 +47,17 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
     """
     check_recipe(recipe, recipe.name)
     folder = Path(recipe.checkpoints) / recipe.name
+    if recipe.teacher.imported.source:
+        raise RunError(
+            f"{folder}: its teacher is imported from {recipe.teacher.imported.source}, not trained",
+            cure=f"run `distill export --teacher {recipe.teacher.imported.source}` with this recipe as --recipe.",
+        )
     device = prepare_device(recipe)
     data = open_data(recipe, progress=files_read(listener))
     digest = teacher_inputs(recipe, data)
     with locked(folder):
         state = folder / "state" / "teacher.safetensors"
-        _refuse_another_teacher(folder, recipe, digest, state)
+        refuse_another_teacher(folder, recipe, digest, state)
         if (folder / RECORD).exists() and (run := open_run(folder)).done("teacher", digest):
             state.unlink(missing_ok=True)
             listener(StageSkipped("teacher", str(folder), "already trained with the same inputs"))
@@ -265,7 +270,7 @@ def _write(task: TeacherTask, plan: Plan, run: Run) -> dict[str, str]:
     return files
 
 
-def _refuse_another_teacher(folder: Path, recipe: Recipe, digest: str, state: Path) -> None:
+def refuse_another_teacher(folder: Path, recipe: Recipe, digest: str, state: Path) -> None:
     """A run folder keeps one teacher: what was trained there, finished or not, is never overwritten by another."""
     if not (folder / RECORD).exists():
         return
