@@ -29,8 +29,8 @@ from distill.recipe.importing import import_recipe
 from distill.recipe.load import load_recipe
 from distill.recipe.schema import Recipe
 from distill.report.runs import open_run
+from distill.stages.checkpoints import find_checkpoint
 from distill.stages.export import export_teacher
-from distill.stages.imported import find_checkpoint
 from distill.stages.pipeline import run_imported
 from distill.stages.student import train_student
 from distill.stages.verify import verify_path

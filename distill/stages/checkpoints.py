@@ -1,0 +1,123 @@
+"""Weights from elsewhere: found, described, and refused when they are pickled.
+
+Safetensors files only: a pickled file can run code when it is opened. Nothing is loaded into a network here.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.errors import ModelError, StoreError
+from distill.models.foreign import Foreign, bare, described_by, published
+from distill.models.weights import fetch_weights
+from distill.recipe.importing import LOCAL_DIR, PICKLED, SAFETENSORS, TIMM
+from distill.store.atomic import check_regular, read_json
+from distill.store.tensors import read_tensors
+
+_CONVERT = (
+    "from timm.models import load_state_dict as load; from safetensors.torch import save_file as save; "
+    "save({name: value.clone().contiguous() for name, value in load(%r).items()}, %r)"
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights from elsewhere.
+
+    Attributes:
+        source: where from, as the run folder will say: timm's name with its tag, or the path that was given.
+        network: what they belong to.
+        weights: the safetensors file.
+        native: whether its tensors are named as timm's model names them; published weights timm may have to convert.
+    """
+
+    source: str
+    network: Foreign
+    weights: Path
+    native: bool
+
+
+def find_checkpoint(text: str, model: str | None, arguments: Mapping[str, Any]) -> Checkpoint:
+    """The weights that `text` names, and what is said about them; nothing of the weights is believed yet.
+
+    Args:
+        text: timm:NAME, local-dir:FOLDER or a safetensors file.
+        model: timm's name of the network, for a file.
+        arguments: what else that network was built with.
+
+    Raises:
+        ModelError: the weights are not published or not in reach, the network is unknown, or not named.
+        StoreError: no such file, or a pickled one.
+    """
+    is_file = not text.startswith((TIMM, LOCAL_DIR))
+    if not is_file and (model is not None or arguments):
+        raise ModelError(
+            f"{text}: the network is named twice: it says itself which one it is",
+            cure="Leave --model and teacher.model_args out; they are for a file of weights alone.",
+        )
+    if text.startswith(TIMM):
+        return _published(text)
+    if text.startswith(LOCAL_DIR):
+        folder = Path(text.removeprefix(LOCAL_DIR)).expanduser()
+        if not folder.is_dir():
+            raise StoreError(f"{folder}: no such folder", cure="Name a folder with config.json and model.safetensors.")
+        config = folder / "config.json"
+        network = described_by(read_json(config), str(config))
+        return Checkpoint(text, network, _weights_in(folder), native=True)
+    path = Path(text).expanduser()
+    check_regular(path)
+    _refuse_pickle(path)
+    if model is None:
+        raise ModelError(
+            f"{path}: a file of weights does not say which network they belong to",
+            cure=f"Add --model NAME, timm's name of it; or, with a config.json beside it, say {LOCAL_DIR}{path.parent}",
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
+    return Checkpoint(text, bare(model, arguments, shapes), path, native=True)
+
+
+def _published(text: str) -> Checkpoint:
+    network = published(text.removeprefix(TIMM))
+    source = f"{TIMM}{network.architecture}"
+    try:
+        weights = Path(fetch_weights(text.removeprefix(TIMM), network.architecture))
+    except ModelError as error:
+        raise ModelError(
+            error.message,
+            cure="Let the machine reach the Hub once (unset HF_HUB_OFFLINE), copy its cache here and set HF_HOME, "
+            f"or name a folder that timm has saved: {LOCAL_DIR}FOLDER",
+        ) from error
+    return Checkpoint(source, network, weights, native=False)
+
+
+def _weights_in(folder: Path) -> Path:
+    """model.safetensors, or the only safetensors file there is."""
+    files = sorted(folder.glob(f"*{SAFETENSORS}"))
+    if folder / "model.safetensors" in files or len(files) == 1:
+        return folder / "model.safetensors" if len(files) > 1 else files[0]
+    if files:
+        raise StoreError(
+            f"{folder}: holds {len(files)} safetensors files and none is model.safetensors: "
+            f"{', '.join(file.name for file in files[:5])}",
+            cure="Give the file itself, with --model.",
+        )
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name != "config.json":
+            _refuse_pickle(path, only=PICKLED)
+    raise StoreError(f"{folder}: holds no safetensors file", cure="Save the model with timm's `save_for_hf`.")
+
+
+def _refuse_pickle(path: Path, only: tuple[str, ...] = ()) -> None:
+    """Every file that is not called a safetensors file is refused unopened; with `only`, those with such an ending."""
+    if path.name.lower().endswith(SAFETENSORS) or (only and not path.name.lower().endswith(only)):
+        return
+    suffix = next((suffix for suffix in sorted(PICKLED, key=len, reverse=True) if path.name.endswith(suffix)), "")
+    target = f"{str(path).removesuffix(suffix)}{SAFETENSORS}"
+    raise StoreError(
+        f"{path}: not a safetensors file. It was not opened: a pickled file can run code when it is",
+        cure=f"Convert it, if you trust it: python -c {shlex.quote(_CONVERT % (str(path), target))}",
+    )
