@@ -62,13 +62,19 @@ def print_comparison(
 
 
 def _next(console: Console, commands: Sequence[str]) -> None:
-    # As the program was called, where a bare `distill` would not be found: commands are there to be copied.
-    program = "distill" if shutil.which("distill") else sys.argv[0]
-    commands = [command.replace("distill ", f"{program} ", 1) for command in commands]
+    commands = [command.replace("distill ", f"{_program()} ", 1) for command in commands]
     _line(console, "next:" if len(commands) > 1 else "next: " + commands[0])
     if len(commands) > 1:
         for command in commands:
             _line(console, f"  {command}")
+
+
+def _program() -> str:
+    """As it was called, where a bare `distill` would not be found: commands are there to be copied."""
+    if shutil.which("distill"):
+        return "distill"
+    called = Path(sys.argv[0])
+    return f"{sys.executable} -m distill" if called.name == "__main__.py" else str(called)
 
 
 def _line(console: Console, text: str) -> None:

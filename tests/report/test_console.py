@@ -61,10 +61,16 @@ def test_without_a_terminal_the_console_is_wide(monkeypatch: pytest.MonkeyPatch)
     assert console().width == 140
 
 
-def test_commands_to_copy_name_the_program_as_it_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After `make demo` there is no `distill` on the path, only .venv/bin/distill."""
+@pytest.mark.parametrize(
+    ("called", "named"), [(".venv/bin/distill", ".venv/bin/distill"), ("/a/distill/__main__.py", "PYTHON -m distill")]
+)
+def test_commands_to_copy_name_the_program_as_it_was_called(
+    monkeypatch: pytest.MonkeyPatch, called: str, named: str
+) -> None:
+    """After `make demo` there is no `distill` on the path, only .venv/bin/distill; or it is run as a module."""
     monkeypatch.setattr("shutil.which", lambda name: None)
-    monkeypatch.setattr("sys.argv", [".venv/bin/distill", "run"])
+    monkeypatch.setattr("sys.executable", "PYTHON")
+    monkeypatch.setattr("sys.argv", [called, "run"])
     raw, narrow = printed("utf-8", 80)
     print_runs(narrow, [], ["distill verify checkpoints/distill"])
-    assert "next: .venv/bin/distill verify checkpoints/distill" in raw.getvalue().decode()
+    assert f"next: {named} verify checkpoints/distill" in raw.getvalue().decode()
