@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -82,7 +83,7 @@ class FolderSource:
         if missing > _QUICKLY:
             self.undecided = missing
         else:
-            self._contents = survey.run(workers, progress)
+            self._contents = survey.run(self.workers, progress)
 
     def _survey(self) -> Survey:
         return Survey(self.root, self.files, self.size, decodes=self._leave_out)
@@ -179,8 +180,7 @@ class _Kept:
     @classmethod
     def fitting(cls, images: int, shape: tuple[int, int, int]) -> _Kept:
         """Memory is taken up as images come, not now."""
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        fits = images * shape[0] * shape[1] * shape[2] <= min(_KEPT_BYTES, memory // 4)
+        fits = images * shape[0] * shape[1] * shape[2] <= min(_KEPT_BYTES, _memory() // 4)
         return cls(np.empty((images, *shape), np.uint8) if fits else None)
 
     def take(self, index: int, image: npt.NDArray[np.uint8]) -> bool:
@@ -195,6 +195,15 @@ class _Kept:
         if self.pixels is not None:
             self.pixels[index] = image
             self.there[index] = 1
+
+
+def _memory() -> int:
+    """Bytes that this process may use: the machine's, or fewer where a container (cgroup 2 or 1) sets a limit."""
+    found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # it is not there, or says "max"
+            found.append(int(Path(limit).read_text()))
+    return min(found)
 
 
 def open_folder(

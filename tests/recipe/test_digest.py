@@ -21,6 +21,7 @@ REACH = [
     ("threads=3", False, False, False),
     ("data.root=elsewhere", False, False, False),
     ("data.download=true", False, False, False),
+    ("data.unreadable=leave-out", False, False, False),
     ("compare.seeds=1,2", False, False, False),
     ("export.batch_size=3", False, False, False),
     ("seed=1", True, True, True),

@@ -13,11 +13,13 @@ from distill.training.events import (
     EpochDone,
     Event,
     ExportProgress,
+    FilesRead,
     Notice,
     StageDone,
     StageSkipped,
     StageStarted,
     StepDone,
+    files_read,
 )
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
@@ -95,6 +97,19 @@ def test_plain_gives_a_sign_of_life_each_minute() -> None:
 def test_plain_export_gives_a_sign_of_life() -> None:
     text = tell("plain", io.StringIO(), [ExportProgress(i + 1, 300) for i in range(300)], each=1.0)
     assert text.splitlines() == [f"export: {i}/300" for i in (60, 120, 180, 240, 300)]
+
+
+def test_reading_a_folder_gives_a_sign_of_life() -> None:
+    events: list[Event] = []
+    tell_files = files_read(events.append)
+    for done in range(1, 301):
+        tell_files(done, 300)
+    assert events[-1] == FilesRead(300, 300)
+    lines = tell("plain", io.StringIO(), events, each=1.0).splitlines()
+    assert lines == [f"image files: {done}/300" for done in (60, 120, 180, 240, 300)]
+    text = tell("rich", Terminal(), [*events, *story()], each=1.0)
+    assert "150/300" in text
+    assert "epoch 1/2" in text  # the bar has made room for the stage's own
 
 
 def test_quiet_says_nothing() -> None:
