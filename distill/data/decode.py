@@ -104,9 +104,10 @@ def decode(content: bytes, size: int) -> npt.NDArray[np.uint8]:
         raise  # says something about the machine, not about the file
     except UnidentifiedImageError as error:
         # Pillow's own message holds an address in memory.
-        raise Undecodable(f"not one of {', '.join(_FORMATS)}") from error
+        raise Undecodable(f"none of {', '.join(_FORMATS)}, or its header is damaged") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
-        raise Undecodable(f"{type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
+        raise Undecodable(reason) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

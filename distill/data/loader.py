@@ -105,7 +105,10 @@ def open_data(recipe: Recipe, *, progress: Progress | None = None, quick: bool =
         source.targets, splits, source.classes, recipe.data.noise, recipe.seed, test_start=source.test_start
     )
     rest = without(splits, source.unreadable, source.targets, source.classes)
-    mean, std = _mean_and_std(source, splits.train, recipe.seed)
+    if source.undecided:  # some of the images that would be measured may be unreadable; a plan needs no statistics
+        mean, std = (0.0,) * source.shape[0], (1.0,) * source.shape[0]
+    else:
+        mean, std = _mean_and_std(source, splits.train, recipe.seed)
     return ImageData(source=source, splits=rest, labels=labels, mean=mean, std=std)
 
 

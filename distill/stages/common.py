@@ -17,7 +17,7 @@ from distill.models.zoo import ModelSpec
 from distill.recipe.digest import inputs_digest
 from distill.recipe.schema import Recipe, StageRecipe, StudentRecipe, TeacherRecipe
 from distill.seeding import derive, seeded
-from distill.store.atomic import sha256_of
+from distill.store.atomic import sha256_of, write_json
 from distill.store.checkpoint import load_weights, save_weights
 from distill.store.tensors import sha256_of_tensor
 from distill.training.evaluate import Scores, evaluate
@@ -80,6 +80,13 @@ def tell_left_out(data: ImageData, listener: Listener) -> None:
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         plural = "" if len(found) == 1 else "s"
         listener(Notice(f"warning: {len(found)} unreadable image{plural} left out: {'; '.join(found[:_NAMED])}{more}"))
+
+
+def write_left_out(data: ImageData, run: Path) -> dict[str, str]:
+    """Lists the images that are in no part, if there are any, with index and reason; the file's name and sha256."""
+    if not (found := data.source.unreadable):
+        return {}
+    return {UNREADABLE: write_json(run / UNREADABLE, {str(index): why for index, why in found.items()})}
 
 
 def memory_format(stage: StageRecipe) -> torch.memory_format:

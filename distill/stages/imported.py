@@ -18,13 +18,20 @@ from distill.recipe.checks import check_recipe
 from distill.recipe.schema import ImportedRecipe, Recipe, TeacherRecipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
 from distill.stages.checkpoints import Checkpoint, find_checkpoint
-from distill.stages.common import as_teacher_sees, evaluator, model_spec, teacher_inputs
+from distill.stages.common import (
+    as_teacher_sees,
+    evaluator,
+    model_spec,
+    teacher_inputs,
+    tell_left_out,
+    write_left_out,
+)
 from distill.stages.teacher import refuse_another_teacher
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights, save_weights
 from distill.store.tensors import read_tensors
 from distill.training.device import describe_device, prepare_device
-from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out
+from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out, files_read
 
 
 def import_teacher(text: str, recipe: Recipe, listener: Listener, *, model: str | None = None) -> tuple[Run, Recipe]:
@@ -44,7 +51,7 @@ def import_teacher(text: str, recipe: Recipe, listener: Listener, *, model: str 
     """
     checkpoint = find_checkpoint(text, model, recipe.teacher.model_args)
     device = prepare_device(recipe)
-    data = open_data(recipe)
+    data = open_data(recipe, progress=files_read(listener))
     recipe = resolved(recipe, checkpoint, data)
     check_recipe(recipe, recipe.name)
     digest = teacher_inputs(recipe, data)
@@ -57,12 +64,14 @@ def import_teacher(text: str, recipe: Recipe, listener: Listener, *, model: str 
         began = time.monotonic()
         network = load_network(checkpoint, recipe, data).to(device).eval()
         listener = fan_out(MetricsFile(folder / "metrics.jsonl"), listener)
+        tell_left_out(data, listener)
         for notice in _notices(checkpoint, recipe, data):
             listener(Notice(notice))
         metrics = _judged(network, recipe, data, device, listener)
         run = make_run(folder, recipe, kind="teacher", begun=digest)
         run.forget("teacher")
         files = {"model.safetensors": save_weights(folder / "model.safetensors", network.state_dict())}
+        files |= write_left_out(data, folder)
         metrics["seconds"] = time.monotonic() - began
         run.finish("teacher", digest, metrics, files, describe_device(device), _provenance(checkpoint, recipe))
         listener(StageDone("teacher", str(folder), metrics["seconds"], run.metrics("teacher")))

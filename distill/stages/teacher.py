@@ -23,8 +23,15 @@ from distill.recipe.digest import differences
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
 from distill.seeding import derive, generator
-from distill.stages.common import UNREADABLE, build_network, evaluator, teacher_inputs, tell_left_out, write_selected
-from distill.store.atomic import sha256_of, write_json
+from distill.stages.common import (
+    build_network,
+    evaluator,
+    teacher_inputs,
+    tell_left_out,
+    write_left_out,
+    write_selected,
+)
+from distill.store.atomic import sha256_of
 from distill.store.checkpoint import save_weights
 from distill.store.labels import LearnedLabels, write_labels
 from distill.training.device import describe_device, prepare_device
@@ -261,8 +268,7 @@ def _write(task: TeacherTask, plan: Plan, run: Run) -> dict[str, str]:
     """The finished teacher's files and their sha256."""
     files = write_selected(task.model, task.recipe.teacher, run.folder)
     files["model.safetensors"] = save_weights(run.folder / "model.safetensors", task.model.state_dict())
-    if unreadable := task.data.source.unreadable:
-        files[UNREADABLE] = write_json(run.folder / UNREADABLE, {str(index): why for index, why in unreadable.items()})
+    files |= write_left_out(task.data, run.folder)
     if isinstance(task.rule, Learned):
         write_labels(run.folder / "labels", task.learned_labels(), {"teacher_digest": plan.digest})
         for path in sorted((run.folder / "labels").iterdir()):

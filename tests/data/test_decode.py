@@ -181,8 +181,8 @@ def flipped(content: bytes, at: float = 0.5) -> bytes:
 GOOD = saved(noise((64, 64)), "PNG")
 JPEG = saved(noise((64, 64)), "JPEG")
 BAD: dict[str, tuple[bytes, str]] = {
-    "empty": (b"", "not one of JPEG"),
-    "text": (b"no image", "not one of JPEG"),
+    "empty": (b"", "none of JPEG"),
+    "text": (b"no image", "none of JPEG"),
     "only a signature": (GOOD[:8], "."),
     "cut png": (GOOD[: len(GOOD) // 2], "."),
     "cut jpeg": (JPEG[: len(JPEG) // 2], "truncated"),
@@ -194,9 +194,9 @@ BAD: dict[str, tuple[bytes, str]] = {
     "bomb": (png(60_000, 60_000), "60000|bomb"),
     "large": (png(10_000, 10_000), "10000|bomb"),
     "float": (saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "floating-point"),
-    "postscript": (saved(noise((8, 8)), "EPS"), "not one of JPEG"),
-    "icon": (saved(noise((16, 16)), "ICO"), "not one of JPEG"),
-    "pdf": (saved(noise((8, 8)), "PDF"), "not one of JPEG"),
+    "postscript": (saved(noise((8, 8)), "EPS"), "none of JPEG"),
+    "icon": (saved(noise((16, 16)), "ICO"), "none of JPEG"),
+    "pdf": (saved(noise((8, 8)), "PDF"), "none of JPEG"),
 }
 
 

@@ -176,7 +176,7 @@ def damaged(tmp_path: Path) -> Iterator[Path]:
 def test_unreadable_images_are_left_out_and_keep_their_index(damaged: Path) -> None:
     source = open_folder(damaged, 8, "leave-out")
     assert list(source.unreadable) == [1, 4, 5]
-    assert source.unreadable[1].startswith("a/002.png: not one of JPEG")
+    assert source.unreadable[1].startswith("a/002.png: none of JPEG")
     assert len(source.targets) == len(source.files) == 12
     good = [0, 2, 3, *range(6, 12)]
     assert red(source.fetch(torch.tensor(good))) == [int(Path(source.files[index]).stem) for index in good]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill.data import folder
 from distill.data.loader import ImageData, open_data, ordered_batches
 from distill.data.split import Splits, without
 from distill.errors import DataError, RecipeError
@@ -51,6 +52,15 @@ def test_with_nothing_to_leave_out_nothing_changes(tmp_path: Path) -> None:
     assert (one.mean, one.std) == (other.mean, other.std)
     for part in PARTS:
         assert torch.equal(getattr(one.splits, part), getattr(other.splits, part))
+
+
+def test_a_plan_that_does_not_know_yet_stumbles_over_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (folder_of(tmp_path, 60, "abc") / "a").iterdir():
+        path.write_bytes(b"damaged")
+    monkeypatch.setattr(folder, "_QUICKLY", 59)
+    data = open_data(recipe(tmp_path, unreadable="leave-out"), quick=True)
+    assert data.source.undecided == 60
+    assert sum(len(getattr(data.splits, part)) for part in PARTS) == 60
 
 
 def test_by_default_it_is_an_error(tmp_path: Path) -> None:
