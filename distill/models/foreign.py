@@ -7,7 +7,7 @@ or patch would be another function than the one whose weights are on disk.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from timm.models import PretrainedCfg, get_pretrained_cfg
@@ -82,11 +82,14 @@ def bare(name: str, arguments: Mapping[str, Any], shapes: Mapping[str, Sequence[
     """
     config = get_pretrained_cfg(resolve(name))
     usual = _usual(config)
-    described = {"architecture": name, "model_args": dict(arguments), "pretrained_cfg": {**usual, "num_classes": None}}
-    found = described_by(described, name)
     last, first = (_weight(usual.get(layer), shapes) for layer in ("classifier", "first_conv"))
-    channels = first[1] if len(first) == 4 and first[1] in (1, 3) else found.channels
-    return replace(found, classes=last[0] if last else None, channels=channels)
+    channels = first[1] if len(first) == 4 and first[1] in (1, 3) else usual["input_size"][0]
+    described = {
+        "architecture": name,
+        "model_args": {**check_arguments(name, arguments), "in_chans": channels},
+        "pretrained_cfg": {**usual, "num_classes": last[0] if last else None},
+    }
+    return described_by(described, name)
 
 
 def _weight(layers: Any, shapes: Mapping[str, Sequence[int]]) -> Sequence[int]:

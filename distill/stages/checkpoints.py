@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from distill.errors import ModelError, StoreError
 from distill.models.foreign import Foreign, bare, described_by, published
@@ -32,13 +32,13 @@ class Checkpoint:
         source: where from, as the run folder will say: timm's name with its tag, or the path that was given.
         network: what they belong to.
         weights: the safetensors file.
-        native: whether its tensors are named as timm's model names them; published weights timm may have to convert.
+        kind: timm's published weights, which it may have to convert; a folder that says all about itself; a file.
     """
 
     source: str
     network: Foreign
     weights: Path
-    native: bool
+    kind: Literal["published", "folder", "file"]
 
 
 def find_checkpoint(text: str, model: str | None, arguments: Mapping[str, Any]) -> Checkpoint:
@@ -67,7 +67,7 @@ def find_checkpoint(text: str, model: str | None, arguments: Mapping[str, Any]) 
             raise StoreError(f"{folder}: no such folder", cure="Name a folder with config.json and model.safetensors.")
         config = folder / "config.json"
         network = described_by(read_json(config), str(config))
-        return Checkpoint(text, network, _weights_in(folder), native=True)
+        return Checkpoint(text, network, _weights_in(folder), "folder")
     path = Path(text).expanduser()
     check_regular(path)
     _refuse_pickle(path)
@@ -77,7 +77,7 @@ def find_checkpoint(text: str, model: str | None, arguments: Mapping[str, Any]) 
             cure=f"Add --model NAME, timm's name of it; or, with a config.json beside it, say {LOCAL_DIR}{path.parent}",
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
-    return Checkpoint(text, bare(model, arguments, shapes), path, native=True)
+    return Checkpoint(text, bare(model, arguments, shapes), path, "file")
 
 
 def _published(text: str) -> Checkpoint:
@@ -91,7 +91,7 @@ def _published(text: str) -> Checkpoint:
             cure="Let the machine reach the Hub once (unset HF_HUB_OFFLINE), copy its cache here and set HF_HOME, "
             f"or name a folder that timm has saved: {LOCAL_DIR}FOLDER",
         ) from error
-    return Checkpoint(source, network, weights, native=False)
+    return Checkpoint(source, network, weights, "published")
 
 
 def _weights_in(folder: Path) -> Path:

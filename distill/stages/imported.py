@@ -143,8 +143,8 @@ def load_network(checkpoint: Checkpoint, recipe: Recipe, data: ImageData) -> nn.
         UserError: tensors that are missing, unknown, of another shape or type, or not finite.
     """
     spec = model_spec(recipe.teacher, data, "teacher")
-    model = zoo.create(spec, pretrained=not checkpoint.native)
-    if checkpoint.native:
+    model = zoo.create(spec, pretrained=checkpoint.kind == "published")
+    if checkpoint.kind != "published":
         # The images' enlargement is ours, so the checkpoint knows nothing of it; unless it is an enlarged model's.
         ours = isinstance(model, Enlarged) and recipe.teacher.model != spec.architecture
         inner: nn.Module = model.body if ours else model  # type: ignore[assignment]
@@ -179,6 +179,11 @@ def _notices(checkpoint: Checkpoint, recipe: Recipe, data: ImageData) -> Iterato
     grey = "" if imported.channels == channels else ", the grey channel in each"
     mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (imported.mean, imported.std))
     yield f"teacher: {checkpoint.source} sees images as {sees}{resized}{grey}; mean {mean}; std {std}"
+    if checkpoint.kind == "file" and (imported.mean, imported.std) == (checkpoint.network.mean, checkpoint.network.std):
+        yield (
+            f"teacher: mean and std are timm's usual ones for {recipe.teacher.model}, as a file alone says nothing of "
+            "them; others: --set teacher.imported.mean=... --set teacher.imported.std=..."
+        )
     if names is None:
         first = ", ".join(map(repr, data.source.classes[:3]))
         yield (

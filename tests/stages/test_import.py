@@ -28,7 +28,8 @@ from distill.errors import UserError
 from distill.recipe.importing import import_recipe
 from distill.recipe.load import load_recipe
 from distill.recipe.schema import Recipe
-from distill.report.runs import open_run
+from distill.report.runs import Run, open_run
+from distill.stages import imported
 from distill.stages.checkpoints import find_checkpoint
 from distill.stages.export import export_teacher
 from distill.stages.pipeline import run_imported
@@ -180,7 +181,11 @@ def test_a_bare_file_with_its_architecture_named(recipe, tmp_path: Path) -> None
     told: list[Event] = []
     run = run_imported(str(path), mine, told.append, model="resnet8")
     check_store(run.folder, model, mine, mean=(0.3,), std=(0.4,))
-    assert "on trust" in " ".join(event.message for event in told if isinstance(event, Notice))
+    said = " ".join(event.message for event in told if isinstance(event, Notice))
+    assert "on trust" in said
+    assert "timm's usual" not in said
+    run_imported(str(path), recipe(str(path), "name=usual"), told.append, model="resnet8")
+    assert any("timm's usual ones for resnet8" in event.message for event in told if isinstance(event, Notice))
     assert open_run(run.folder).record.stages["teacher"].imported["classes"] == "order taken on trust"
 
 
@@ -449,6 +454,35 @@ def test_a_damaged_or_unfinished_import_says_how_to_go_on(recipe, tmp_path: Path
     with pytest.raises(UserError) as unfinished:
         export_teacher(open_run(run.folder), load_recipe(run.folder / "recipe.toml"), ignore)
     assert f"distill export --teacher {text}" in unfinished.value.cure
+
+
+def test_an_import_that_was_killed_is_made_again(recipe, tmp_path: Path, monkeypatch) -> None:
+    text = f"local-dir:{saved(network(), tmp_path / 'theirs')}"
+
+    def killed(*given: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    for moment in ("make_run", "save_weights"):
+        with monkeypatch.context() as patched:
+            patched.setattr(imported, moment, killed)
+            with pytest.raises(KeyboardInterrupt):
+                run_imported(text, recipe(text), ignore)
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_imported(text, recipe(text), ignore)
+    run = run_imported(text, recipe(text), ignore)
+    whole = run_imported(text, recipe(text, "name=whole"), ignore)
+    for name in ("model.safetensors", "logits/manifest.json"):
+        assert (run.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("few", ["export.batch_size=1", "data.train=10"])
+def test_one_image_and_batches_of_one(recipe, tmp_path: Path, few: str) -> None:
+    model = network()
+    text = f"local-dir:{saved(model, tmp_path / 'theirs')}"
+    mine = recipe(text, few, "data.validation=0", "views.count=orbit")
+    check_store(run_imported(text, mine, ignore).folder, model, mine)
 
 
 def test_a_teacher_no_better_than_naming_one_class_is_told(recipe, tmp_path: Path) -> None:
