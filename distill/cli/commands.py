@@ -39,7 +39,7 @@ AnyTeacher = Annotated[
 ]
 ForRecipe = Annotated[
     Path | None,
-    typer.Option("--recipe", metavar="RECIPE", help="Of a teacher from elsewhere: its data, views, student."),
+    typer.Option("--recipe", metavar="RECIPE", help="For a teacher from elsewhere: data, views, student."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
@@ -83,7 +83,7 @@ def teacher(
 def export(
     teacher: AnyTeacher,
     recipe: ForRecipe = None,
-    model: Annotated[str | None, typer.Option("--model", help="Of a file of weights: timm's name of it.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="For a file of weights: timm's name of it.")] = None,
     overrides: Overrides = [],  # noqa: B006
     quiet: Quiet = False,
     as_json: AsJson = False,

@@ -52,9 +52,14 @@ def published(name: str) -> Foreign:
     """A network with weights that timm publishes; `architecture` gets the tag of these weights.
 
     Raises:
-        ModelError: timm does not know the name or the tag.
+        ModelError: timm does not know the name or the tag, or its weights are for features only.
     """
     config = get_pretrained_cfg(resolve(name))
+    if config is not None and config.num_classes == 0:
+        raise ModelError(
+            f"timm:{name}: has no classifier, its weights give features only",
+            cure="Name weights that were trained for classes, often the same name with another tag",
+        )
     architecture = name.partition(".")[0] if config is None else _tagged(name, config)
     described = {"architecture": architecture, "pretrained_cfg": _usual(config)}
     return described_by(described, f"timm:{name}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,14 +32,33 @@ class Checkpoint:
     Attributes:
         source: where from, as the run folder will say: timm's name with its tag, or the path that was given.
         network: what they belong to.
-        weights: the safetensors file.
         kind: timm's published weights, which it may have to convert; a folder that says all about itself; a file.
+        path: the safetensors file; None for published weights.
     """
 
     source: str
     network: Foreign
-    weights: Path
     kind: Literal["published", "folder", "file"]
+    path: Path | None = None
+
+    @cached_property
+    def weights(self) -> Path:
+        """The safetensors file; published weights are downloaded when they are first asked for.
+
+        Raises:
+            ModelError: timm publishes none, or they are not in reach.
+        """
+        if self.path is not None:
+            return self.path
+        name = self.network.architecture
+        try:
+            return Path(fetch_weights(name, name))
+        except ModelError as error:
+            raise ModelError(
+                error.message,
+                cure="Let the machine reach the Hub once (unset HF_HUB_OFFLINE), copy its cache here and set HF_HOME, "
+                f"or name a folder that timm has saved: {LOCAL_DIR}FOLDER",
+            ) from error
 
 
 def find_checkpoint(text: str, model: str | None, arguments: Mapping[str, Any]) -> Checkpoint:
@@ -50,7 +70,7 @@ def find_checkpoint(text: str, model: str | None, arguments: Mapping[str, Any]) 
         arguments: what else that network was built with.
 
     Raises:
-        ModelError: the weights are not published or not in reach, the network is unknown, or not named.
+        ModelError: the network is unknown, not named, or named twice.
         StoreError: no such file, or a pickled one.
     """
     is_file = not text.startswith((TIMM, LOCAL_DIR))
@@ -60,38 +80,26 @@ def find_checkpoint(text: str, model: str | None, arguments: Mapping[str, Any]) 
             cure="Leave --model and teacher.model_args out; they are for a file of weights alone.",
         )
     if text.startswith(TIMM):
-        return _published(text)
+        network = published(text.removeprefix(TIMM))
+        return Checkpoint(f"{TIMM}{network.architecture}", network, "published")
     if text.startswith(LOCAL_DIR):
         folder = Path(text.removeprefix(LOCAL_DIR)).expanduser()
         if not folder.is_dir():
             raise StoreError(f"{folder}: no such folder", cure="Name a folder with config.json and model.safetensors.")
         config = folder / "config.json"
         network = described_by(read_json(config), str(config))
-        return Checkpoint(text, network, _weights_in(folder), "folder")
+        return Checkpoint(text, network, "folder", _weights_in(folder))
     path = Path(text).expanduser()
     check_regular(path)
     _refuse_pickle(path)
     if model is None:
+        beside = f", or say {LOCAL_DIR}{path.parent}" if (path.parent / "config.json").is_file() else ""
         raise ModelError(
             f"{path}: a file of weights does not say which network they belong to",
-            cure=f"Add --model NAME, timm's name of it; or, with a config.json beside it, say {LOCAL_DIR}{path.parent}",
+            cure=f"Add --model NAME, timm's name of it{beside}.",
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in read_tensors(path).items()}
-    return Checkpoint(text, bare(model, arguments, shapes), path, "file")
-
-
-def _published(text: str) -> Checkpoint:
-    network = published(text.removeprefix(TIMM))
-    source = f"{TIMM}{network.architecture}"
-    try:
-        weights = Path(fetch_weights(text.removeprefix(TIMM), network.architecture))
-    except ModelError as error:
-        raise ModelError(
-            error.message,
-            cure="Let the machine reach the Hub once (unset HF_HUB_OFFLINE), copy its cache here and set HF_HOME, "
-            f"or name a folder that timm has saved: {LOCAL_DIR}FOLDER",
-        ) from error
-    return Checkpoint(source, network, weights, "published")
+    return Checkpoint(text, bare(model, arguments, shapes), "file", path)
 
 
 def _weights_in(folder: Path) -> Path:

@@ -95,11 +95,12 @@ def resolved(recipe: Recipe, checkpoint: Checkpoint, data: ImageData) -> Recipe:
         )
     if height != width:
         raise ModelError(f"{data.source.name}: images are {height} x {width}, expected square ones")
+    sees = fit_size(network, classes=data.num_classes, image_size=height, asked=told.image_size)
     imported = ImportedRecipe(
         source=checkpoint.source,
         weights_sha256=sha256_of(checkpoint.weights),
         channels=network.channels,
-        image_size=fit_size(network, classes=data.num_classes, image_size=height, asked=told.image_size),
+        image_size=sees,
         mean=_spread(told.mean, network.channels) or network.mean,
         std=_spread(told.std, network.channels) or network.std,
     )

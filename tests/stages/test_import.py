@@ -221,6 +221,8 @@ def test_published_weights(recipe, tmp_path: Path, monkeypatch) -> None:
     told = {"hf_hub_id": "somebody/resnet8", "num_classes": 10, "mean": MEAN, "std": STD}
     monkeypatch.setitem(table, "resnet8", replace(table["resnet8"], **told))
     mine = recipe("timm:resnet8")
+    with pytest.raises(UserError, match=r"timm:test_vit.r160_in1k: knows 1000 classes, digits has 10"):
+        run_imported("timm:test_vit", mine, ignore)  # before anything is downloaded
     with pytest.raises(UserError, match="not in the cache") as offline:
         run_imported("timm:resnet8", mine, ignore)
     assert "local-dir:FOLDER" in offline.value.cure
@@ -423,7 +425,9 @@ def test_folders_and_files_that_are_refused(recipe, tmp_path: Path) -> None:
     refused(str(weights), "belong to another model", "resnet14")
     refused(f"local-dir:{tmp_path}", r"config.json: no such file")
     refused("timm:resnt8", "neither one of timm's")
-    refused("timm:resnet8", "no pretrained weights of resnet8 are published")
+    refused("timm:resnet8", "knows 100 classes, digits has 10")
+    refused("timm:resnet18.nosuch", "has no weights with tag 'nosuch'")
+    refused("timm:vit_small_patch14_dinov2", "has no classifier")
     content = weights.read_bytes()
     weights.write_bytes(content[:-10])
     refused(f"local-dir:{folder}", "not a whole safetensors file")
