@@ -73,7 +73,7 @@ class Survey:
             status = _stat(root, file)
             self.bytes += status.st_size
             self._keys.append(_key(file, status))
-        known = _load(self._cache, self._decoder)
+        known = {} if self._cache is None else _load(self._cache, self._decoder)
         self._known = {key: known[key] for key in self._keys if key in known}  # key -> sha256 and flag
 
     @property
@@ -136,8 +136,9 @@ class Survey:
             found.append((number, key, hashlib.sha256(content).digest(), reason))
 
     @property
-    def _cache(self) -> Path:
-        return cache_folder() / f"{hashlib.sha256(os.fsencode(self.root.resolve())).hexdigest()[:32]}.contents"
+    def _cache(self) -> Path | None:
+        folder, name = cache_folder(), hashlib.sha256(os.fsencode(self.root.resolve())).hexdigest()[:32]
+        return None if folder is None else folder / f"{name}.contents"
 
     @property
     def _decoder(self) -> bytes:
@@ -147,6 +148,8 @@ class Survey:
 
     def _save(self) -> None:
         """A cache that cannot be written costs time, not the run."""
+        if self._cache is None:
+            return
         rows = b"".join(key + self._known[key] for key in self._keys if key in self._known)
         body = self._decoder + rows
         with suppress(OSError):
@@ -157,10 +160,14 @@ class Survey:
 _Found: TypeAlias = tuple[int, bytes | None, bytes, str | None]
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/distill`, by default `~/.cache/distill`."""
+def cache_folder() -> Path | None:
+    """`$XDG_CACHE_HOME/distill`, by default `~/.cache/distill`; None for a user without a home."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if os.path.isabs(home) else Path("~/.cache").expanduser()) / "distill"  # noqa: PTH117
+    try:
+        base = Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()
+    except RuntimeError:
+        return None
+    return base / "distill"
 
 
 def _stat(root: Path, file: str) -> os.stat_result:

@@ -96,7 +96,7 @@ def test_a_file_that_changed_a_moment_ago_is_not_remembered(tmp_path: Path) -> N
 def test_a_damaged_cache_is_none(tmp_path: Path, opened: list[str], damage: str) -> None:
     root = folder_of(tmp_path, 4)
     before = survey(root).run(1)
-    (cache,) = cache_folder().iterdir()
+    (cache,) = (tmp_path / "cache" / "distill").iterdir()
     content = cache.read_bytes()
     flipped = bytearray(content)
     flipped[-10] ^= 1
@@ -124,7 +124,7 @@ def test_without_a_place_for_the_cache_all_goes_on(
 def test_only_what_is_in_the_folder_is_remembered(tmp_path: Path, opened: list[str]) -> None:
     root = folder_of(tmp_path, 40)
     survey(root).run(1)
-    (cache,) = cache_folder().iterdir()
+    (cache,) = (tmp_path / "cache" / "distill").iterdir()
     before = cache.stat().st_size
     for path in (root / "a").iterdir():
         path.unlink()
@@ -180,3 +180,15 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     for unset in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", unset)
         assert cache_folder() == tmp_path / ".cache" / "distill"
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, opened: list[str]) -> None:
+    def homeless(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert cache_folder() is None
+    root = folder_of(tmp_path, 4)
+    assert survey(root).run(2).unreadable == {}
+    assert len(survey(root).missing) == 4
