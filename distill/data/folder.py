@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -73,6 +74,8 @@ class FolderSource:
         self.undecided = 0  # files of which it is not known whether they decode
         self._leave_out = unreadable == "leave-out"
         self._kept = _Kept.fitting(len(self.files), self.shape)
+        self._background: ThreadPoolExecutor | None = None
+        self._prepared: tuple[Tensor, Tensor, list[Future[object]]] | None = None
         self._contents: Contents | None = None
         if quick and not self._leave_out:
             return
@@ -105,8 +108,20 @@ class FolderSource:
         Raises:
             DataError: naming the first file, in the order of `indices`, that cannot be decoded or has changed.
         """
-        (images,) = self.stream([indices])
-        return images
+        prepared, self._prepared = self._prepared, None
+        if prepared is None or not torch.equal(prepared[0], indices):
+            (images,) = self.stream([indices])
+            return images
+        for part in prepared[2]:
+            part.result()
+        return prepared[1]
+
+    def prepare(self, indices: Tensor) -> None:
+        """Begins to decode what the next `fetch` is expected to ask for: int64 [B]. Only the last one counts."""
+        images, parts = self._job(indices)
+        # Its threads end when the source goes.
+        self._background = self._background or ThreadPoolExecutor(self.workers, thread_name_prefix="prepare")
+        self._prepared = indices, images, [self._background.submit(part) for part in parts]
 
     def stream(self, chunks: Iterable[Tensor]) -> Generator[Tensor, None, None]:
         """The images of each chunk in turn, as `fetch` gives them; threads work up to four chunks ahead.

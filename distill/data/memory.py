@@ -61,6 +61,9 @@ class MemorySource:
         """None."""
         return 0
 
+    def prepare(self, indices: Tensor) -> None:
+        """Nothing to do."""
+
     def stream(self, chunks: Iterable[Tensor]) -> Generator[Tensor, None, None]:
         """The images of each chunk in turn, as `fetch` gives them."""
         for indices in chunks:

@@ -59,6 +59,9 @@ class Source(Protocol):
     def fetch(self, indices: Tensor) -> Tensor:
         """int64 [B] -> uint8 [B, ch, H, W], in any order, repeated or not."""
 
+    def prepare(self, indices: Tensor) -> None:
+        """Begins, where that takes its time, what the next `fetch` is expected to ask for: int64 [B]."""
+
     def stream(self, chunks: Iterable[Tensor]) -> Generator[Tensor, None, None]:
         """The images of each chunk in turn, as `fetch` gives them; ahead of the caller where that takes its time."""
 

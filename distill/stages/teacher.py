@@ -169,12 +169,18 @@ class TeacherTask:
 
     def meta_batch(self, number: int) -> Batch:
         """Some of the held-out images, augmented like training images; a function of seed and step number."""
-        meta = self.data.splits.meta
-        chosen = torch.randperm(meta.numel(), generator=generator(self.recipe.seed, "meta-batch", number))
-        indices = meta[chosen[: self.recipe.teacher.labels.meta_batch_size]]
-        return make_batch(
+        indices = self._meta_rows(number)
+        batch = make_batch(
             self.data, indices, view=number, views=self.recipe.views, seed=self.recipe.seed, device=self.device
         )
+        if self.data.source.decodes:
+            self.data.source.prepare(self._meta_rows(number + self.recipe.teacher.labels.every))
+        return batch
+
+    def _meta_rows(self, number: int) -> Tensor:
+        meta = self.data.splits.meta
+        chosen = torch.randperm(meta.numel(), generator=generator(self.recipe.seed, "meta-batch", number))
+        return meta[chosen[: self.recipe.teacher.labels.meta_batch_size]]
 
     def step(self, batch: Batch, epoch: int, number: int) -> dict[str, Tensor]:
         """See `Task`."""

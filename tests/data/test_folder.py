@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -58,6 +59,37 @@ def test_results_do_not_depend_on_workers_chunks_or_memory(
         for chunk, images in zip(chunks, source.stream(chunks), strict=True):
             assert red(images) == [int(Path(found.files[index]).stem) for index in chunk.tolist()]
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+
+
+def test_what_was_prepared_is_what_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "_KEPT_BYTES", 0)
+    source = open_folder(folder_of(tmp_path, 12), 8)
+    first, second = torch.tensor([3, 0, 3]), torch.tensor([5, 1])
+    expected = [source.fetch(first), source.fetch(second)]
+    with monkeypatch.context() as patch:
+        decoded: list[int] = []
+        real = FolderSource._decoded
+        patch.setattr(FolderSource, "_decoded", lambda source, index: decoded.append(index) or real(source, index))
+        source.prepare(second)
+        assert torch.equal(source.fetch(second), expected[1])
+        assert sorted(decoded) == [1, 5]
+    assert torch.equal(source.fetch(second), expected[1])  # no longer prepared
+    source.prepare(second)
+    assert torch.equal(source.fetch(first), expected[0])  # something else was prepared
+    source.prepare(first)
+    source.prepare(second)
+    assert torch.equal(source.fetch(second), expected[1])
+    (tmp_path / source.files[5]).write_bytes(b"")
+    source.prepare(second)
+    with pytest.raises(DataError, match=source.files[5]):
+        source.fetch(second)
+    threads = [thread for thread in threading.enumerate() if thread.name.startswith("prepare")]
+    assert threads
+    del source
+    gc.collect()  # the error's traceback holds the source in a circle
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_memory_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
