@@ -70,6 +70,7 @@ class FolderSource:
     ) -> None:
         self.root, self.size, self.workers, self._progress = root, size, workers, progress
         self.classes, self.files, self.test_start = found.classes, found.files, found.test_start
+        self.ignored = found.ignored
         self.targets = torch.tensor(found.targets, dtype=torch.int64)
         self.undecided = 0  # files of which it is not known whether they decode
         self._leave_out = unreadable == "leave-out"

@@ -57,6 +57,11 @@ class MemorySource:
         return {}
 
     @property
+    def ignored(self) -> dict[str, int]:
+        """None."""
+        return {}
+
+    @property
     def undecided(self) -> int:
         """None."""
         return 0

@@ -8,6 +8,7 @@ others are not used.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,14 @@ class Scan:
         files: N paths relative to the root, with forward slashes; training part first, sorted within each class.
         targets: class number of each, N.
         test_start: index of the first official test image; None when there is no such part.
+        ignored: how many other files lie among them, by ending; hidden ones do not count.
     """
 
     classes: tuple[str, ...]
     files: tuple[str, ...]
     targets: tuple[int, ...]
     test_start: int | None
+    ignored: dict[str, int]
 
 
 def scan(root: Path) -> Scan:
@@ -45,18 +48,19 @@ def scan(root: Path) -> Scan:
     if not root.is_dir():
         raise DataError(f"{root}: is not a folder", cure="Name a folder of class folders in data.root.")
     train_name, test_name = _train_and_test(root)
-    classes, files, targets = _scan_part(root, train_name)
+    ignored: Counter[str] = Counter()
+    classes, files, targets = _scan_part(root, train_name, ignored)
     if len(classes) < 2:
         found = f"only the class folder {classes[0]!r}" if classes else "no class folder"
         raise DataError(f"{root / train_name}: {found}, expected two or more", cure=_LAYOUT)
     test_start = None
     if test_name is not None:
-        test_classes, test_files, test_targets = _scan_part(root, test_name)
+        test_classes, test_files, test_targets = _scan_part(root, test_name, ignored)
         if test_classes != classes:
             raise DataError(_difference(root, train_name, classes, test_name, test_classes))
         test_start = len(files)
         files, targets = files + test_files, targets + test_targets
-    return Scan(classes, tuple(files), tuple(targets), test_start)
+    return Scan(classes, tuple(files), tuple(targets), test_start, dict(sorted(ignored.items())))
 
 
 def _train_and_test(root: Path) -> tuple[str, str | None]:
@@ -71,7 +75,7 @@ def _train_and_test(root: Path) -> tuple[str, str | None]:
     return "train", None
 
 
-def _scan_part(root: Path, part: str) -> tuple[tuple[str, ...], list[str], list[int]]:
+def _scan_part(root: Path, part: str, ignored: Counter[str]) -> tuple[tuple[str, ...], list[str], list[int]]:
     """Classes, paths relative to root, and targets, sorted by path within each class."""
     folder = root / part
     classes = _class_folders(folder)
@@ -82,7 +86,7 @@ def _scan_part(root: Path, part: str) -> tuple[tuple[str, ...], list[str], list[
             name.encode()
         except UnicodeEncodeError as error:
             raise DataError(f"{folder}: the class folder {name!r} has a name that is not UTF-8") from error
-        found = sorted(_images_below(str(folder / name), f"{part}/{name}" if part else name))
+        found = sorted(_images_below(str(folder / name), f"{part}/{name}" if part else name, ignored))
         if not found:
             raise DataError(
                 f"{folder / name}: no image in this class folder",
@@ -97,7 +101,9 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(entry.name for entry in _entries(str(folder)) if entry.is_dir()))
 
 
-def _images_below(folder: str, name: str, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
+def _images_below(
+    folder: str, name: str, ignored: Counter[str], above: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[str]:
     """`name`/... of the image files in a folder and its folders. Links are followed, but never in a circle."""
     status = os.stat(folder)  # noqa: PTH116
     identity = (status.st_dev, status.st_ino)
@@ -105,11 +111,13 @@ def _images_below(folder: str, name: str, above: frozenset[tuple[int, int]] = fr
         raise DataError(f"{folder}: is a link to a folder that it is in", cure="Remove the link.")
     for entry in _entries(folder):
         if entry.is_dir():
-            yield from _images_below(entry.path, f"{name}/{entry.name}", above | {identity})
+            yield from _images_below(entry.path, f"{name}/{entry.name}", ignored, above | {identity})
         elif entry.name.lower().endswith(EXTENSIONS):
             if not entry.is_file():
                 raise DataError(f"{entry.path}: is a broken link, or no file", cure="Mend or remove it.")
             yield f"{name}/{entry.name}"
+        else:
+            ignored[os.path.splitext(entry.name)[1].lower()] += 1  # noqa: PTH122
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

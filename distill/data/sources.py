@@ -53,6 +53,10 @@ class Source(Protocol):
         """Images that are to be in no part: index -> file and reason, ascending."""
 
     @property
+    def ignored(self) -> dict[str, int]:
+        """Files in a folder that are no images by their names: ending -> how many."""
+
+    @property
     def undecided(self) -> int:
         """Files of which a source that was opened quickly does not know whether they are readable."""
 

@@ -77,6 +77,9 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
         channels, side, _ = data.shape
         shape = (channels, side, data.num_classes)
         report.plan["data"] = _data_plan(recipe, data)
+        if ignored := data.source.ignored:
+            kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in ignored.items())
+            report.notes.append(f"[data] root: files that are not taken for images: {kinds}")
     for table, stage in (("teacher", recipe.teacher), ("student", recipe.student)):
         with _collected(report):
             if shape is not None:

@@ -23,6 +23,7 @@ def test_classes_without_a_test_part(tmp_path: Path) -> None:
         files=("cat/deep/er/z.png", "dog/a.JPG", "dog/b.png"),
         targets=(0, 1, 1),
         test_start=None,
+        ignored={".txt": 1},
     )
 
 
@@ -108,6 +109,16 @@ def test_bad_links_are_named(tmp_path: Path, kind: str) -> None:
         os.mkfifo(bad)
     with pytest.raises(DataError, match=r"bad\.png"):
         scan(tmp_path)
+
+
+def test_other_files_are_counted_in_both_parts(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            picture(tmp_path / part / name / "0.png")
+    for name in ("train/a/x.HEIC", "train/a/deep/y.heic", "test/b/README", "test/b/.hidden", "train/top.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert scan(tmp_path).ignored == {"": 1, ".heic": 2}
 
 
 def test_odd_names(tmp_path: Path) -> None:

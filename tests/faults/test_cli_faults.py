@@ -350,7 +350,9 @@ def test_bad_pictures(distill: Command, tmp_path: Path) -> None:
         assert name in found.out
         (root / "cat" / name).unlink()
     (root / "cat" / "notes.txt").write_text("no picture")
-    assert distill("check", "folder.toml").code == 0
+    found = distill("check", "folder.toml")
+    assert found.code == 0
+    assert "note: [data] root: files that are not taken for images: 1 .txt" in found.out
 
 
 @pytest.mark.parametrize("root", ["/nope", "empty", "tiny.toml", ""])
