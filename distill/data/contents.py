@@ -73,8 +73,8 @@ class Survey:
             status = _stat(root, file)
             self.bytes += status.st_size
             self._keys.append(_key(file, status))
-        known = {} if self._cache is None else _load(self._cache, self._decoder)
-        self._known = {key: known[key] for key in self._keys if key in known}  # key -> sha256 and flag
+        # Key -> sha256 and flag; of files that are gone or changed too, until it is saved.
+        self._known = {} if self._cache is None else _load(self._cache, self._decoder)
 
     @property
     def missing(self) -> list[int]:
