@@ -175,12 +175,21 @@ def bench(
 
 
 @app.command()
-def verify(path: Annotated[Path, typer.Argument(help="A run folder, a store or a folder of learned labels.")]) -> None:
-    """Check every digest of a run or a store."""
-    from distill.stages.verify import verify_path
+def verify(
+    path: Annotated[Path, typer.Argument(help="A run folder, a store or a folder of learned labels.")],
+    again: Annotated[
+        int | None,
+        typer.Option("--recompute", min=1, metavar="ROWS", help="Of a run: make so many rows again and compare."),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw of these rows.")] = 0,
+) -> None:
+    """Check every digest of a run or a store, and whether its logits are the teacher's."""
+    from distill.stages.verify import recompute_run, verify_path
 
     checked = verify_path(path)
     print(f"{path}: sound ({checked} files)")
+    if again is not None:
+        print(f"{path}: {recompute_run(path, again, seed)}")
 
 
 @app.command("list")

@@ -39,7 +39,9 @@ def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
         *_labels(recipe, sorted(learned)),
         *_imported(recipe),
         *_stage(recipe, "student", recipe.student, recipe.student.optimizer),
+        *_export(recipe),
         *_loss(recipe),
+        *_top_k(recipe, comparing),
         *_compare(recipe, comparing),
     ]
 
@@ -197,6 +199,14 @@ def _imported(recipe: Recipe) -> Iterator[str]:
         )
 
 
+def _export(recipe: Recipe) -> Iterator[str]:
+    export = recipe.export
+    if export.format == "topk" and export.k is None:
+        yield '[export] k: found none, expected how many logits of each row format = "topk" keeps'
+    if export.format != "topk" and export.k is not None:
+        yield f'[export] k: found {export.k}, but format is "{export.format}"; expected format = "topk"'
+
+
 def unused_by_loss(loss: LossRecipe) -> dict[str, float]:
     """The fields of [student.loss] that its loss does not read, with their defaults."""
     return {name: LossRecipe.model_fields[name].default for name in _UNUSED[loss.name]}
@@ -210,6 +220,33 @@ def _loss(recipe: Recipe) -> Iterator[str]:
             yield f'[student.loss] {name}: found {found:g}, but the loss "{loss.name}" has none; leave it out'
     if loss.name == "kd" and loss.hard_weight == 0 and loss.soft_weight == 0:
         yield "[student.loss] soft_weight: found 0 with hard_weight = 0, expected one of them above 0"
+
+
+def needs_all_logits(loss: LossRecipe) -> str:
+    """Why a loss may not learn from what a top-k store makes up for the classes that it did not keep; "": it may.
+
+    The kept logits and the tail's mass make softmax right at T = 1; below 1 the tail weighs less still.
+    """
+    if loss.name == "ce" or (loss.name == "kd" and loss.temperature <= 1):
+        return ""
+    return f'the loss "{loss.name}" at T = {loss.temperature:g} reads the tail, which a top-k store has spread evenly'
+
+
+def _top_k(recipe: Recipe, comparing: bool) -> Iterator[str]:
+    loss = recipe.student.loss
+    temperatures = (recipe.compare.temperatures if comparing else ()) or (loss.temperature,)
+    losses = [loss.model_copy(update={"temperature": temperature}) for temperature in temperatures]
+    reason = next(filter(None, map(needs_all_logits, losses)), "")
+    if loss.allow_topk and recipe.export.format != "topk":
+        yield (
+            f'[student.loss] allow_topk: found true, but [export] format is "{recipe.export.format}", which holds '
+            "every logit; leave it out"
+        )
+    elif recipe.export.format == "topk" and reason and not loss.allow_topk:
+        yield (
+            f'[export] format: found "topk", but {reason}; expected a temperature of at most 1, format = "int8", or '
+            "[student.loss] allow_topk = true (docs/formats.md has the price)"
+        )
 
 
 def _compare(recipe: Recipe, comparing: bool) -> Iterator[str]:

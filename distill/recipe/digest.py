@@ -41,7 +41,7 @@ def inputs_digest(recipe: Recipe, images: str, given: str) -> str:
 
 def export_digest(recipe: Recipe, weights_sha256: str) -> str:
     """What decides a store: the teacher's inputs, its weights, all of the views, and the shape of the files."""
-    export = recipe.export.model_dump(mode="json", include={"format", "shard_rows"})
+    export = recipe.export.model_dump(mode="json", exclude={"batch_size"})
     views = recipe.views.model_dump(mode="json")
     return digest({"teacher": _teacher_inputs(recipe), "weights": weights_sha256, "views": views, "export": export})
 

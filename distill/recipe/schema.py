@@ -230,7 +230,14 @@ class TeacherRecipe(StageRecipe):
 class ExportRecipe(Table):
     """Stage two."""
 
-    format: Literal["float16", "float32"] = Field(default="float16", description="Type of the stored logits.")
+    format: Literal["float16", "float32", "int8", "topk"] = Field(
+        default="float16",
+        description="How logits are stored; int8: 255 levels a row; topk: the k largest, for very many classes.",
+    )
+    k: Count | None = Field(default=None, description="topk: logits kept of each row.")
+    features: bool = Field(
+        default=False, description="Store what the teacher's last layer is given too, in float16, for feature losses."
+    )
     batch_size: Count = Field(default=512, description="Images a forward pass.")
     shard_rows: Count = Field(default=65536, description="Rows in a file, at most.")
 
@@ -246,6 +253,10 @@ class LossRecipe(Table):
     )
     hard_weight: float = Field(default=0.1, ge=0, description="Weight of the cross-entropy with the hard labels.")
     soft_weight: float = Field(default=0.9, ge=0, description="Weight of T^2 KL(teacher || student).")
+    allow_topk: bool = Field(
+        default=False,
+        description="Learn from a top-k store also where its evenly spread tail is wrong, at T above 1.",
+    )
 
 
 class StudentRecipe(StageRecipe):

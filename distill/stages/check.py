@@ -21,7 +21,7 @@ from distill.stages.common import fit_model
 from distill.stages.export import stored_rows
 from distill.stages.teacher import training_rows
 from distill.store.atomic import check_place
-from distill.store.manifest import ITEM_BYTES
+from distill.store.formats.layout import logit_columns, row_bytes
 from distill.training.device import prepare_device
 from distill.training.schedule import build_optimizer
 
@@ -194,8 +194,18 @@ def _rows(recipe: Recipe, table: str, data: ImageData) -> torch.Tensor:
 
 def _export_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     rows, views = stored_rows(data).numel(), view_count(recipe.views)
-    size = rows * views * data.num_classes * ITEM_BYTES[recipe.export.format]
-    return {"rows": rows, "views": views, "format": recipe.export.format, "megabytes": round(size / 1e6, 2)}
+    export = recipe.export
+    width = row_bytes(logit_columns(export.format, data.num_classes, export.k or 1))
+    plan = {
+        "rows": rows,
+        "views": views,
+        "format": export.format if export.k is None else f"{export.format} {export.k}",
+    }
+    return (
+        plan
+        | {"megabytes": round(rows * views * width / 1e6, 2)}
+        | ({"features": "float16"} if export.features else {})
+    )
 
 
 def _compare_plan(recipe: Recipe) -> dict[str, Any]:

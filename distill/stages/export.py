@@ -13,24 +13,28 @@ from distill.data.loader import ImageData, open_data, ordered_batches
 from distill.data.views import view_count
 from distill.errors import RunError, StoreError
 from distill.models import zoo
+from distill.models.features import feature_width, logits_and_features
 from distill.recipe.digest import digest, export_digest, teacher_digest
 from distill.recipe.schema import Recipe
 from distill.report.runs import RECIPE, Run, locked
 from distill.stages.common import as_teacher_sees, model_spec, teacher_inputs
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights
-from distill.store.logits import LogitWriter
-from distill.store.manifest import MANIFEST, Origin, Piece, read_manifest
+from distill.store.manifest import LABELS, LABELS_FOLDER, MANIFEST, Piece, read_manifest
+from distill.store.origin import Origin
 from distill.store.tensors import sha256_of_tensor
+from distill.store.writer import Batch, LogitWriter
 from distill.training.device import describe_device, prepare_device
 from distill.training.events import ExportProgress, Listener, MetricsFile, StageDone, StageSkipped, fan_out, files_read
-from distill.training.interrupt import Interrupted, listen_for_stop
+from distill.training.interrupt import Interrupted, StopRequest, listen_for_stop
 
 STORE = "logits"
 
 
 def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     """Exports a finished teacher's logits of every view of every training image (the meta images too).
+
+    Penultimate features go beside them when the recipe asks, the teacher's learned labels always.
 
     Args:
         run: a teacher's run folder.
@@ -55,7 +59,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     with locked(run.folder):
         began = time.monotonic()
         model = load_teacher(recipe, data, weights, device)
-        rows = stored_rows(data)
+        rows, labels = stored_rows(data), learned_labels(run)
         origin = origin_of(data, recipe, weights_sha256)
         overwrite = _is_own_store(folder, origin)
         run.forget("export")
@@ -68,12 +72,17 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
             views=view_count(recipe.views),
             format=recipe.export.format,
             shard_rows=recipe.export.shard_rows,
+            k=recipe.export.k,
+            features=_feature_width(model, data, recipe, rows, device),
+            labels=labels,
             overwrite=overwrite,
         )
         _write_missing(writer, model, data, recipe, rows, device, listener)
         manifest = writer.finish()
-        files = {f"{STORE}/{shard.file}": shard.sha256 for shard in manifest.shards}
-        files[f"{STORE}/{manifest.indices.file}"] = manifest.indices.sha256
+        files = {f"{STORE}/{file.file}": file.sha256 for file in manifest.files}
+        if manifest.labels is not None:
+            inside = f"{STORE}/{LABELS_FOLDER}"
+            files |= {f"{inside}/{f.file}": f.sha256 for f in (manifest.labels.manifest, manifest.labels.tables)}
         files[f"{STORE}/{MANIFEST}"] = sha256_of(folder / MANIFEST)
         size = sum((run.folder / name).stat().st_size for name in files)
         metrics = {"seconds": time.monotonic() - began, "megabytes": size / 1e6, "rows": float(rows.numel())}
@@ -93,6 +102,14 @@ def _is_own_store(folder: Path, origin: Origin) -> bool:
         return False
 
 
+def _feature_width(model: nn.Module, data: ImageData, recipe: Recipe, rows: Tensor, device: torch.device) -> int | None:
+    """D; None when features are not to be stored."""
+    if not recipe.export.features:
+        return None
+    batch = next(ordered_batches(data, rows[:2], batch_size=2, device=device))
+    return feature_width(model, batch.images)
+
+
 def _write_missing(
     writer: LogitWriter,
     model: nn.Module,
@@ -102,38 +119,87 @@ def _write_missing(
     device: torch.device,
     listener: Listener,
 ) -> None:
-    missing = writer.missing()
+    missing, features = writer.missing(), writer.plan.features is not None
     total = view_count(recipe.views) * rows.numel()
     done = total - sum(piece.stop - piece.start for piece in missing)
+
+    def told(piece: Piece, stop: StopRequest) -> Iterator[Batch]:
+        nonlocal done
+        chosen = rows[piece.start : piece.stop]
+        for batch in teacher_outputs(model, data, recipe, chosen, piece.view, device, features=features):
+            yield batch
+            done += len(batch[0])
+            listener(ExportProgress(done, total))
+            if stop:
+                raise Interrupted("export", f"in view {piece.view} at row {piece.start}")
+
     with listen_for_stop() as stop:
         for piece in missing:
-            logits = []
-            for chunk in _logits(model, data, recipe, rows[piece.start : piece.stop], piece, device):
-                logits.append(chunk)
-                done += chunk.shape[0]
-                listener(ExportProgress(done, total))
-                if stop:
-                    raise Interrupted("export", f"in view {piece.view} at row {piece.start}")
-            writer.write(piece, torch.cat(logits))
+            writer.write_batches(piece, told(piece, stop))
         if stop:
             raise Interrupted("export", "before its end")
 
 
 @torch.no_grad()
-def _logits(
-    model: nn.Module, data: ImageData, recipe: Recipe, rows: Tensor, piece: Piece, device: torch.device
-) -> Iterator[Tensor]:
+def teacher_outputs(
+    model: nn.Module,
+    data: ImageData,
+    recipe: Recipe,
+    rows: Tensor,
+    view: int,
+    device: torch.device,
+    *,
+    features: bool,
+) -> Iterator[Batch]:
+    """The teacher's logits of one view of some images, and its features when they are wanted.
+
+    Args:
+        model: in eval mode, on the device.
+        data: the images.
+        recipe: the views, and the batch size.
+        rows: source indices, int64 [n].
+        view: the view's number.
+        device: where the model is.
+        features: whether features are wanted.
+
+    Yields:
+        Logits [b, C] and features [b, D] or None, float32 on the CPU, in the order of `rows`.
+    """
     batches = ordered_batches(
         as_teacher_sees(data, recipe),
         rows,
         batch_size=recipe.export.batch_size,
         device=device,
-        view=piece.view,
+        view=view,
         views=recipe.views,
         seed=recipe.seed,
     )
     for batch in batches:
-        yield model(batch.images).float().cpu()
+        if features:
+            logits, found = logits_and_features(model, batch.images)
+            yield logits.float().cpu(), found.float().cpu()
+        else:
+            yield model(batch.images).float().cpu(), None
+
+
+def learned_labels(run: Run) -> Path | None:
+    """The folder of the labels that a finished teacher learned; None when it learned none.
+
+    Raises:
+        RunError: they are not what the teacher wrote.
+    """
+    teacher = run.record.stages.get("teacher")
+    files = {} if teacher is None else teacher.files
+    names = [f"{LABELS_FOLDER}/{name}" for name in (MANIFEST, LABELS)]
+    if not any(name in files for name in names):
+        return None
+    for name in names:
+        if sha256_of(run.folder / name) != files.get(name):
+            raise RunError(
+                f"{run.folder / name}: sha256 differs from what the teacher wrote",
+                cure="restore the file, or train again.",
+            )
+    return run.folder / LABELS_FOLDER
 
 
 def load_teacher(recipe: Recipe, data: ImageData, weights: Path, device: torch.device) -> nn.Module:

@@ -17,7 +17,7 @@ from distill.errors import RunError, StoreError
 from distill.losses.logit import kd
 from distill.losses.soft import cross_entropy
 from distill.models import zoo
-from distill.recipe.checks import check_recipe
+from distill.recipe.checks import check_recipe, needs_all_logits
 from distill.recipe.digest import student_digest
 from distill.recipe.schema import Recipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
@@ -26,7 +26,8 @@ from distill.stages.common import build_network, evaluator, tell_left_out, write
 from distill.stages.export import STORE, origin_of, teacher_weights
 from distill.store.atomic import sha256_of
 from distill.store.logits import LogitStore
-from distill.store.manifest import MANIFEST, Origin, read_manifest
+from distill.store.manifest import MANIFEST, read_manifest
+from distill.store.origin import Origin
 from distill.training.device import describe_device, prepare_device
 from distill.training.events import Listener, MetricsFile, StageDone, StageSkipped, fan_out, files_read
 from distill.training.loop import Plan, fit
@@ -95,15 +96,23 @@ def student_name(recipe: Recipe, digest: str) -> str:
 
 
 def _open_store(folder: Path, origin: Origin, recipe: Recipe, run: Path) -> LogitStore:
-    """The store, after making sure that it holds what the recipe's views ask for."""
-    stored = read_manifest(folder).origin
+    """The store, after making sure that it holds what the recipe's views and loss ask for."""
+    manifest = read_manifest(folder)
+    stored = manifest.origin
     if stored.views != origin.views:
         views = " ".join(f"--set views.{name}={json.dumps(value)}" for name, value in origin.views.items())
         raise StoreError(
             f"{folder}: holds other views: {stored.views}, expected {recipe.views.model_dump(mode='json')}",
             cure=f"leave [views] as the store has them, or run `distill export --teacher {run} {views}`.",
         )
-    return LogitStore.open(folder, expect=origin)
+    reason = needs_all_logits(recipe.student.loss)
+    if manifest.format == "topk" and reason and not recipe.student.loss.allow_topk:
+        raise StoreError(
+            f"{folder}: holds the {manifest.k} largest of {manifest.classes} logits only, and {reason}",
+            cure=f"use T = 1, or export again: `distill export --teacher {run} --set export.format=int8 --set "
+            "export.k=none`, or accept the error: --set student.loss.allow_topk=true. docs/formats.md has the price.",
+        )
+    return LogitStore.open(folder, expect=origin, reconstruct=True)
 
 
 class StudentTask:

@@ -4,18 +4,33 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distill.errors import StoreError, UserError
+from distill.errors import RunError, StoreError, UserError
 from distill.recipe.digest import inputs_digest
 from distill.report.runs import RECIPE, RECORD, Run, damaged_files, open_run
 from distill.stages.compare import COMPARISON
 from distill.stages.export import STORE
+from distill.stages.recompute import Recomputed, recompute
 from distill.stages.student import STUDENTS
-from distill.store.labels import LABELS, verify_labels
-from distill.store.logits import verify_store
-from distill.store.manifest import MANIFEST, read_manifest
+from distill.store.labels import verify_labels
+from distill.store.manifest import LABELS, LABELS_FOLDER, MANIFEST, read_manifest
+from distill.store.sound import verify_store
 
 _RUNS = (RECORD, RECIPE, COMPARISON)  # a folder with one of these is a run or a comparison
 Found = tuple[list[str], int]  # problems, number of files checked
+
+
+def recompute_run(path: Path, count: int, seed: int) -> Recomputed:
+    """Makes `count` rows of a run's store again from its teacher, and compares; see `recompute`.
+
+    Raises:
+        UserError: it is no teacher's run folder with an exported store, or rows differ.
+    """
+    if not (path / RECORD).exists():
+        raise RunError(f"{path}: is no run folder, so there is no teacher to ask", cure="give a teacher's run folder.")
+    run = open_run(path)
+    if run.record.kind == "teacher" and "export" not in run.record.stages:
+        raise RunError(f"{path}: its logits are not exported", cure=f"run `distill export --teacher {path}`.")
+    return recompute(run, count, seed)
 
 
 def verify_path(path: Path) -> int:
@@ -77,7 +92,7 @@ def _run(folder: Path) -> Found:
     if "export" in run.record.stages:
         store = verify_store(folder / STORE)
         problems += [line for line in store if line not in problems]
-        problems += [] if store else _another_recipe(run)
+        problems += [] if store else [*_another_recipe(run), *_other_labels(run)]
     if (folder / "labels").is_dir():
         problems += [line for line in verify_labels(folder / "labels") if line not in problems]
     if (folder / STUDENTS).is_dir():
@@ -86,6 +101,15 @@ def _run(folder: Path) -> Found:
         more, count = _all(students)
         problems, files = problems + more, files + count
     return problems, files
+
+
+def _other_labels(run: Run) -> list[str]:
+    """Whether the store carries the very labels that the teacher learned."""
+    teacher, carried = run.record.stages.get("teacher"), read_manifest(run.folder / STORE).labels
+    learned = teacher.files.get(f"{LABELS_FOLDER}/{LABELS}") if teacher else None
+    if learned == (carried.tables.sha256 if carried else None):
+        return []
+    return [f"{run.folder / STORE}: carries other learned labels than {run.folder / LABELS_FOLDER}"]
 
 
 def _another_recipe(run: Run) -> list[str]:

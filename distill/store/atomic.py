@@ -152,6 +152,22 @@ def read_json(path: Path) -> Any:
         raise StoreError(f"{path}: is not JSON: {error}", cure="The file is damaged.") from error
 
 
+def read_canonical(path: Path) -> Any:
+    """`read_json`, of a file that holds what `write_json` writes, byte for byte: a changed space is damage too.
+
+    Raises:
+        StoreError: as for `read_json`, or the same value is written otherwise.
+    """
+    path = Path(path)
+    value = read_json(path)
+    expected = (canonical(value, indent=2) + "\n").encode()
+    if check_regular(path) != len(expected) or sha256_of(path) != hashlib.sha256(expected).hexdigest():
+        raise StoreError(
+            f"{path}: is not as it was written: the same value in other bytes", cure="The file is damaged."
+        )
+    return value
+
+
 def parse_json(text: str) -> Any:
     """Strict JSON.
 

@@ -16,11 +16,14 @@ from torch import Tensor
 
 from distill.errors import StoreError
 from distill.store.atomic import check_regular, read_json, writable_folder, write_json
-from distill.store.manifest import MANIFEST, SCHEMA_VERSION, Closed, Digest, SchemaVersion, validated
+from distill.store.manifest import LABELS, MANIFEST, Digest, validated
+from distill.store.origin import Closed
 from distill.store.shards import problem_with, problem_with_indices
 from distill.store.tensors import read_tensors, write_tensors
 
-LABELS = "labels.safetensors"
+# Not Literal[1], which takes true for 1.
+_SCHEMA_VERSION = 1
+_SchemaVersion = Annotated[int, Field(ge=_SCHEMA_VERSION, le=_SCHEMA_VERSION)]
 _TRAJECTORY = "trajectory."
 _TRAIN_AGAIN = "Train the teacher again: distill teacher RECIPE"
 # float32 rows sum to 1 within 1e-5 even at 20,000 classes; float16 ones within 5e-4 and 3e-8 a class.
@@ -68,7 +71,7 @@ class LearnedLabels:
 class LabelsManifest(Closed):
     """What a folder of learned labels says about itself."""
 
-    schema_version: SchemaVersion = SCHEMA_VERSION
+    schema_version: _SchemaVersion = _SCHEMA_VERSION
     kind: Literal["class", "instance"]
     rows: int = Field(ge=1, le=2**40, description="Rows of the table, N.")
     classes: int = Field(ge=1, le=2**24, description="Classes, C.")

@@ -13,27 +13,35 @@ import torch
 from torch import Tensor
 
 from distill.errors import StoreError
-from distill.store.atomic import mendable
+from distill.store.carried import problems_with_labels
+from distill.store.formats.encoding import Encoding, Parts, feature_encoding, logit_encoding
+from distill.store.formats.layout import Holds
+from distill.store.labels import LearnedLabels, read_labels
 from distill.store.manifest import (
     EXPORT_AGAIN,
+    LABELS,
+    LABELS_FOLDER,
     MANIFEST,
-    PARTIAL,
     Manifest,
-    Origin,
     Piece,
-    difference,
+    Plan,
     read_manifest,
 )
+from distill.store.mapped import PAGES_BESIDE, MappedFile
+from distill.store.origin import Origin, difference
+from distill.store.seen import remember, seen, stamps
 from distill.store.shards import map_shard, problem_with, read_indices
 from distill.store.writer import LogitWriter
 
-__all__ = ["LogitStore", "LogitWriter", "Piece", "verify_store"]
+__all__ = ["LogitStore", "LogitWriter", "Piece"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+# Memory that the maps may take before their pages are given back.
+_MOST_RESIDENT = 2**28
 
 
 class LogitStore:
-    """The logits of V views of N images, [V, N, C]. Made by `open`.
+    """The logits of V views of N images, [V, N, C], and features [V, N, D] where they were exported. Made by `open`.
 
     It can be pickled; the copy maps its files again when it first needs them.
 
@@ -41,24 +49,32 @@ class LogitStore:
         folder: where it is.
         manifest: what it says about itself.
         indices: source index of each row, int64 [N].
+        reconstruct: whether `rows` may give what a top-k store makes up for the classes that it did not keep.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, indices: Tensor) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, indices: Tensor, reconstruct: bool = False) -> None:
         self.folder = folder
         self.manifest = manifest
         self.indices = indices
+        self.reconstruct = reconstruct
         self._digest = manifest.digest()
+        self._encodings = encodings(manifest)
         self._sorted, self._order = indices.sort()
-        self._maps: dict[int, Tensor] = {}
+        self._maps: dict[tuple[Holds, int], MappedFile] = {}
+        self._resident = 0
 
     @classmethod
-    def open(cls, folder: Path, *, expect: Origin | None = None, verify: bool = True) -> Self:
+    def open(
+        cls, folder: Path, *, expect: Origin | None = None, verify: bool = True, reconstruct: bool = False
+    ) -> Self:
         """Opens a store.
 
         Args:
             folder: where it is.
             expect: what its logits have to belong to; None: anything.
-            verify: compare every file's sha256 with the manifest. Sizes are always compared.
+            verify: compare every file's sha256 with the manifest, unless that was done before and no file has changed
+                since. Sizes are always compared.
+            reconstruct: let `rows` reconstruct logits from a top-k store.
 
         Raises:
             StoreError: there is no finished store, it is damaged, or it belongs to something else (and what differs).
@@ -70,14 +86,20 @@ class LogitStore:
                 f"{folder}: belongs to something else: {'; '.join(sentences)}",
                 cure="Use the store that was made for it, or export it again: distill export --teacher RUN",
             )
-        for file in (manifest.indices, *manifest.shards):
-            if problem := problem_with(folder, file, content=verify):
-                raise StoreError(problem, cure=f"`distill verify {folder}` names every damaged file. {EXPORT_AGAIN}")
-        store = cls(folder, manifest, read_indices(folder, manifest))
+        before = stamps(folder, file_names(manifest))
+        content = verify and not seen(folder, before)
+        problems = (problem_with(folder, file, content=content) for file in manifest.files)
+        problem = next(filter(None, problems), None)
+        for sentence in [problem] if problem else problems_with_labels(folder, manifest.labels, content=content):
+            raise StoreError(sentence, cure=f"`distill verify {folder}` names every damaged file. {EXPORT_AGAIN}")
+        store = cls(folder, manifest, read_indices(folder, manifest), reconstruct)
         if verify:
             # A manifest that was changed by hand still names the right digests; the shards name the plan they are for.
-            for number in range(len(manifest.shards)):
-                store._map(number)
+            for holds in manifest.holdings:
+                for number in range(len(manifest.shards)):
+                    store._map(holds, number)
+        if content:
+            remember(folder, before)
         return store
 
     @property
@@ -91,19 +113,42 @@ class LogitStore:
         return self.manifest.classes
 
     def rows(self, indices: Tensor, views: Tensor) -> Tensor:
-        """Logits of any images in any views, in any order, repeats allowed.
+        """Logits of any images in any views, in any order, repeats allowed. Nothing else is read or decoded.
 
         Args:
             indices: source indices, integers [B].
             views: the view of each, integers [B].
 
         Returns:
-            float32 [B, C] on the CPU.
+            float32 [B, C] on the CPU. From a top-k store: the reconstruction, whose tail is spread evenly.
 
         Raises:
-            StoreError: the store has no such image or view, or holds a value that is not finite.
+            StoreError: the store has no such image or view, holds nonsense there, or would have to reconstruct and was
+                opened without leave to.
             ValueError: not two vectors of integers of the same length.
         """
+        if self.manifest.format == "topk" and not self.reconstruct:
+            raise StoreError(
+                f"{self.folder}: holds the {self.manifest.k} largest logits of each row only, not all {self.classes}",
+                cure='Export with [export] format = "float16" or "int8", or open it with reconstruct=True.',
+            )
+        return self._values("logits", indices, views)
+
+    def features(self, indices: Tensor, views: Tensor) -> Tensor:
+        """What the teacher's last layer was given, of any images in any views; arguments and errors as for `rows`.
+
+        Returns:
+            float32 [B, D] on the CPU.
+
+        Raises:
+            StoreError: also when the store holds no features.
+        """
+        if self.manifest.features is None:
+            raise StoreError(f"{self.folder}: holds no features", cure="Export them: [export] features = true.")
+        return self._values("features", indices, views)
+
+    def parts(self, holds: Holds, indices: Tensor, views: Tensor) -> Parts:
+        """What is stored of some rows, as it is stored; arguments and errors as for `rows`."""
         positions, views = self._positions(indices, views)
         # In the order of the disk; each shard is visited once.
         order = (views * self.manifest.rows + positions).argsort()
@@ -111,13 +156,36 @@ class LogitStore:
         within = positions % self.manifest.shard_rows
         numbers, counts = torch.unique_consecutive(shards[order], return_counts=True)
         # Mapped before anything large is allocated: a map made in between would pin the gap that a batch leaves behind.
-        maps = [self._map(number) for number in numbers.tolist()]
-        logits = torch.empty(len(order), self.classes)
-        for values, chosen in zip(maps, torch.split(order, counts.tolist()), strict=False):
-            logits[chosen] = values[within[chosen]].float()
-        if len(logits) and not torch.isfinite(torch.stack(logits.aminmax())).all():
-            raise StoreError(f"{self.folder}: holds values that are NaN or infinite", cure=EXPORT_AGAIN)
-        return logits
+        maps = [self._map(holds, number) for number in numbers.tolist()]
+        parts = {
+            column.name: torch.empty(
+                (len(order), column.width) if column.width else (len(order),), dtype=getattr(torch, column.dtype)
+            )
+            for column in self._encodings[holds].columns
+        }
+        for mapped, chosen in zip(maps, torch.split(order, counts.tolist()), strict=False):
+            for name, part in parts.items():
+                part[chosen] = mapped.tensors[name][within[chosen]]
+        self._release(holds, len(order))
+        return parts
+
+    def labels(self) -> LearnedLabels:
+        """The labels that the teacher learned.
+
+        Raises:
+            StoreError: it learned none, or they are damaged.
+        """
+        if self.manifest.labels is None:
+            rule = self.manifest.origin.label_rule
+            raise StoreError(f"{self.folder}: its teacher learned no labels: it was trained with {rule!r} ones")
+        return read_labels(self.folder / LABELS_FOLDER)
+
+    def _values(self, holds: Holds, indices: Tensor, views: Tensor) -> Tensor:
+        parts = self.parts(holds, indices, views)
+        encoding = self._encodings[holds]
+        if len(indices) and (problem := encoding.problem(parts)):
+            raise StoreError(f"{self.folder}: {problem}", cure=EXPORT_AGAIN)
+        return encoding.decode(parts)
 
     def _positions(self, indices: Tensor, views: Tensor) -> tuple[Tensor, Tensor]:
         """Rows [B] of source indices, and the views, as int64 on the CPU."""
@@ -141,56 +209,33 @@ class LogitStore:
             )
         return self._order[slots], views
 
-    def _map(self, number: int) -> Tensor:
-        if number not in self._maps:
-            piece = self.manifest.shards[number].piece
-            self._maps[number] = map_shard(self.folder, self.manifest, self._digest, piece)
-        return self._maps[number]
+    def _map(self, holds: Holds, number: int) -> MappedFile:
+        if (holds, number) not in self._maps:
+            piece = self.manifest.shards_of(holds)[number].piece
+            self._maps[holds, number] = map_shard(self.folder, self.manifest, self._digest, piece, holds)
+        return self._maps[holds, number]
+
+    def _release(self, holds: Holds, rows: int) -> None:
+        """Gives memory back once the rows that were read may have made much of it resident."""
+        self._resident += rows * sum(PAGES_BESIDE + column.row_bytes for column in self._encodings[holds].columns)
+        if self._resident > _MOST_RESIDENT:
+            for mapped in self._maps.values():
+                mapped.release()
+            self._resident = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.folder, self.manifest, self.indices)
+        return type(self), (self.folder, self.manifest, self.indices, self.reconstruct)
 
 
-def verify_store(folder: Path) -> list[str]:
-    """Every problem of a store, a sentence each; empty when it is sound."""
-    folder = Path(folder)
-    try:
-        manifest = read_manifest(folder)
-    except StoreError as error:
-        return [error.message]
-    problems = []
-    digest = manifest.digest()
-    for file in (manifest.indices, *manifest.shards):
-        if problem := problem_with(folder, file, content=True):
-            problems.append(problem)
-    if not problems:
-        problems += _unsound(folder, manifest, digest)
-    return problems + _unexpected(folder, manifest)
+def encodings(plan: Plan) -> dict[Holds, Encoding]:
+    """How what a store holds is stored."""
+    found: dict[Holds, Encoding] = {"logits": logit_encoding(plan.format, plan.classes, plan.k)}
+    if plan.features is not None:
+        found["features"] = feature_encoding(plan.features)
+    return found
 
 
-def _unsound(folder: Path, manifest: Manifest, digest: str) -> list[str]:
-    """Files with the right digest may still hold nonsense, when whoever made them also wrote the manifest."""
-    problems = []
-    try:
-        read_indices(folder, manifest)
-    except StoreError as error:
-        problems.append(error.message)
-    for shard in manifest.shards:
-        try:
-            values = map_shard(folder, manifest, digest, shard.piece)
-        except StoreError as error:
-            problems.append(error.message)
-            continue
-        if not torch.isfinite(torch.stack(values.aminmax()).float()).all():
-            problems.append(f"{folder / shard.file}: holds values that are NaN or infinite")
-    return problems
-
-
-def _unexpected(folder: Path, manifest: Manifest) -> list[str]:
-    """Files that the manifest does not name. A plan beside the manifest is harmless, hidden files are not ours."""
-    known = {MANIFEST, PARTIAL, manifest.indices.file, *(shard.file for shard in manifest.shards)}
-    try:
-        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        return [mendable(folder, "read", error).message]
-    return [f"{folder / name}: the manifest does not name this file" for name in names if name not in known]
+def file_names(manifest: Manifest) -> list[str]:
+    """Every file of a store, relative to its folder."""
+    labels = [f"{LABELS_FOLDER}/{name}" for name in (MANIFEST, LABELS)] if manifest.labels else []
+    return [MANIFEST, *(file.file for file in manifest.files), *labels]

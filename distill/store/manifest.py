@@ -1,7 +1,8 @@
 """What a store of logits says about itself, checked field by field before anything is believed.
 
 A manifest comes with the store, and stores are sent around: file names that leave the folder, ranges that overlap and
-sizes that do not add up are refused here. Nothing here imports torch.
+sizes that do not add up are refused here, and so is a file that says the same in other bytes. Nothing here imports
+torch.
 """
 
 from __future__ import annotations
@@ -10,42 +11,36 @@ import hashlib
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 import distill
 from distill.errors import StoreError
-from distill.store.atomic import canonical, read_json
+from distill.store.atomic import canonical, read_canonical
+from distill.store.formats.layout import Column, Format, Holds, feature_columns, logit_columns, row_bytes
+from distill.store.origin import Closed as Closed
+from distill.store.origin import Origin as Origin
+from distill.store.origin import Sha256
+from distill.store.origin import difference as difference
 
 MANIFEST = "manifest.json"
 PARTIAL = "partial.json"
 INDICES = "indices.safetensors"
-SCHEMA_VERSION = 1
+LABELS_FOLDER = "labels"
+LABELS = "labels.safetensors"
+SCHEMA_VERSION = 2
 EXPORT_AGAIN = "Export it again: distill export --teacher RUN"
 
 # A safetensors file is its values and a header; ours are far smaller than this.
 _HEADER_ROOM = 2**16
 
-Format = Literal["float16", "float32"]
-ITEM_BYTES: dict[str, int] = {"float16": 2, "float32": 4}
-
-# Not Literal[1], which takes true for 1.
+# Not Literal[2], which takes 2.0 for 2.
 SchemaVersion = Annotated[int, Field(ge=SCHEMA_VERSION, le=SCHEMA_VERSION)]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PlainName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]
-Strings = Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=2**24)]
-Floats = Annotated[tuple[float, ...], Field(strict=False, min_length=1, max_length=64)]
-
 
 M = TypeVar("M", bound=BaseModel)
 P = TypeVar("P", bound="Plan")
-
-
-class Closed(BaseModel):
-    """Frozen, no unknown field, no silent conversion."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class Piece(NamedTuple):
@@ -56,25 +51,6 @@ class Piece(NamedTuple):
     stop: int
 
 
-class Origin(Closed):
-    """What a store's logits belong to. Two stores with the same origin are interchangeable."""
-
-    teacher_digest: str = Field(min_length=1, description="Digest of the teacher's weights and recipe.")
-    recipe_digest: str = Field(
-        min_length=1, description="Digest of the part of the recipe that the teacher was trained by."
-    )
-    data_source: str = Field(min_length=1, description="The data set's name.")
-    data_fingerprint: str = Field(min_length=1, description="Digest of the images, in order.")
-    given_labels_sha256: Sha256 = Field(description="Digest of the given labels, planted noise included.")
-    label_rule: str = Field(min_length=1, description="The labels that the teacher was trained on.")
-    class_names: Strings = Field(description="Names of the classes; column c of the logits is class c.")
-    views: dict[str, JsonValue] = Field(description="What the views are made of: crop, flip, ...")
-    view_count: int = Field(ge=1, le=2**20, description="Views of each image, V.")
-    view_seed: int = Field(description="Seed of the views.")
-    mean: Floats = Field(description="Subtracted from each channel before the teacher saw it.")
-    std: Floats = Field(description="Each channel was divided by it.")
-
-
 class Digest(Closed):
     """A file of the store."""
 
@@ -83,8 +59,22 @@ class Digest(Closed):
     bytes: int = Field(ge=1)
 
 
+class LabelFiles(Closed):
+    """The learned labels that a store carries, in a folder of their own: table, average, trajectory."""
+
+    manifest: Digest
+    tables: Digest
+
+    @model_validator(mode="after")
+    def _named(self) -> Self:
+        found, expected = (self.manifest.file, self.tables.file), (MANIFEST, LABELS)
+        if found != expected:
+            raise ValueError(f"the files of the labels are {found}, expected {expected}")
+        return self
+
+
 class Shard(Digest):
-    """A file that holds the logits of rows `start` to `stop` of one view, [stop - start, C]."""
+    """A file that holds the logits, or the features, of rows `start` to `stop` of one view."""
 
     view: int = Field(ge=0)
     start: int = Field(ge=0)
@@ -96,16 +86,22 @@ class Shard(Digest):
         return Piece(self.view, self.start, self.stop)
 
 
+Shards = Annotated[tuple[Shard, ...], Field(strict=False)]
+
+
 class Plan(Closed):
     """A store before its logits are there: all that decides the bytes of an export on one installation."""
 
     schema_version: SchemaVersion = SCHEMA_VERSION
     origin: Origin
-    format: Format = Field(description="Type of the stored logits.")
+    format: Format = Field(description="How the logits are stored.")
+    k: int | None = Field(ge=1, description="Of top-k: values kept of each row.")
+    features: int | None = Field(ge=1, le=2**24, description="Width D of the stored features; null: none are stored.")
     rows: int = Field(ge=1, le=2**40, description="Images, N.")
     classes: int = Field(ge=1, le=2**24, description="Classes, C.")
     shard_rows: int = Field(ge=1, description="Rows in a shard; the last of a view may have fewer.")
     indices: Digest = Field(description="The file with the source index of each row, int64 [N].")
+    labels: LabelFiles | None = Field(description="The teacher's learned labels; null: it has none.")
     versions: dict[str, str] = Field(
         description="Libraries that made it. The same export is byte-identical on the same installation only."
     )
@@ -116,6 +112,8 @@ class Plan(Closed):
             raise ValueError(f"{len(self.origin.class_names)} class names for {self.classes} classes")
         if self.indices.file != INDICES:
             raise ValueError(f"the indices' file is {self.indices.file!r}, expected {INDICES!r}")
+        if (self.k is not None) != (self.format == "topk") or (self.k or 1) > self.classes:
+            raise ValueError(f"k is {self.k} in format {self.format!r} of {self.classes} classes")
         return self
 
     @property
@@ -129,6 +127,18 @@ class Plan(Closed):
             for start in range(0, self.rows, self.shard_rows):
                 yield Piece(view, start, min(start + self.shard_rows, self.rows))
 
+    @property
+    def holdings(self) -> tuple[Holds, ...]:
+        """What there is a shard of for each piece."""
+        return ("logits",) if self.features is None else ("logits", "features")
+
+    def columns(self, holds: Holds) -> tuple[Column, ...]:
+        """The tensors of such a shard."""
+        if holds == "features":
+            assert self.features is not None
+            return feature_columns(self.features)
+        return logit_columns(self.format, self.classes, self.k)
+
     def digest(self) -> str:
         """sha256 of the plan; each shard carries it."""
         content = self.model_dump(mode="json", include=set(Plan.model_fields))
@@ -138,22 +148,31 @@ class Plan(Closed):
 class Manifest(Plan):
     """A finished store."""
 
-    shards: Annotated[tuple[Shard, ...], Field(strict=False)]
+    shards: Shards = Field(description="The logits, view by view.")
+    feature_shards: Shards = Field(description="The features, view by view; empty when none are stored.")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        expected = self.shards_per_view * self.origin.view_count
-        if len(self.shards) != expected:
-            raise ValueError(f"{len(self.shards)} shards, expected {expected}")
-        for shard, piece in zip(self.shards, self.pieces(), strict=True):
-            if shard.piece != piece:
-                raise ValueError(f"{shard.file}: holds {shard.piece}, expected {piece}; rows are missing or overlap")
-            if shard.file != shard_name(piece):
-                raise ValueError(f"{shard.file}: a shard of {piece} is named {shard_name(piece)!r}")
-            values = (piece.stop - piece.start) * self.classes * ITEM_BYTES[self.format]
-            if not values < shard.bytes <= values + _HEADER_ROOM:
-                raise ValueError(f"{shard.file}: {shard.bytes} bytes cannot be a shard whose values take {values}")
+        holdings: tuple[Holds, ...] = ("logits", "features")
+        for holds in holdings:
+            shards = self.shards_of(holds)
+            expected = self.shards_per_view * self.origin.view_count if holds in self.holdings else 0
+            if len(shards) != expected:
+                raise ValueError(f"{len(shards)} shards of {holds}, expected {expected}")
+            if shards:
+                width = row_bytes(self.columns(holds))
+                for shard, piece in zip(shards, self.pieces(), strict=True):
+                    _check_shard(shard, piece, holds, width)
         return self
+
+    def shards_of(self, holds: Holds) -> tuple[Shard, ...]:
+        """The shards of the logits, or of the features, in the order of `pieces`."""
+        return self.shards if holds == "logits" else self.feature_shards
+
+    @property
+    def files(self) -> tuple[Digest, ...]:
+        """Every file in the store's own folder but the manifest."""
+        return (self.indices, *self.shards, *self.feature_shards)
 
     @property
     def plan(self) -> Plan:
@@ -161,9 +180,20 @@ class Manifest(Plan):
         return Plan(**{name: getattr(self, name) for name in Plan.model_fields})
 
 
-def shard_name(piece: Piece) -> str:
+def _check_shard(shard: Shard, piece: Piece, holds: Holds, width: int) -> None:
+    if shard.piece != piece:
+        raise ValueError(f"{shard.file}: holds {shard.piece}, expected {piece}; rows are missing or overlap")
+    if shard.file != shard_name(piece, holds):
+        raise ValueError(f"{shard.file}: a shard of {piece} is named {shard_name(piece, holds)!r}")
+    values = (piece.stop - piece.start) * width
+    if not values < shard.bytes <= values + _HEADER_ROOM:
+        raise ValueError(f"{shard.file}: {shard.bytes} bytes cannot be a shard whose values take {values}")
+
+
+def shard_name(piece: Piece, holds: Holds = "logits") -> str:
     """`view0003-rows000065536.safetensors`: sorts in order up to ten thousand views and a billion rows."""
-    return f"view{piece.view:04d}-rows{piece.start:09d}.safetensors"
+    prefix = "" if holds == "logits" else f"{holds}-"
+    return f"{prefix}view{piece.view:04d}-rows{piece.start:09d}.safetensors"
 
 
 def installed_versions() -> dict[str, str]:
@@ -206,24 +236,19 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def _read(path: Path, model: type[P]) -> P:
+    make_again = f"Delete {path.parent} and run `distill export --teacher {path.parent.parent}`."
     try:
-        found = read_json(path)
+        found = read_canonical(path)
+        written = found.get("schema_version") if isinstance(found, dict) else None
+        if type(written) is not int or written == SCHEMA_VERSION:
+            return validated(path, model, found)
     except StoreError as error:
-        raise StoreError(error.message, cure=_make_again(path.parent)) from error
-    written = found.get("schema_version") if isinstance(found, dict) else None
-    if type(written) is int and written > SCHEMA_VERSION:
-        raise StoreError(
-            f"{path}: has schema version {written}, this distill reads {SCHEMA_VERSION}", cure="Upgrade distill."
-        )
-    try:
-        return validated(path, model, found)
-    except StoreError as error:
-        raise StoreError(error.message, cure=_make_again(path.parent)) from error
-
-
-def _make_again(folder: Path) -> str:
-    """A store is only a copy of what the teacher says, so a damaged one may go."""
-    return f"Delete {folder} and run `distill export --teacher {folder.parent}`."
+        # A store is only a copy of what the teacher says, so a damaged one may go.
+        raise StoreError(error.message, cure=make_again) from error
+    raise StoreError(
+        f"{path}: has schema version {written}, this distill reads {SCHEMA_VERSION}",
+        cure="Upgrade distill." if written > SCHEMA_VERSION else make_again,
+    )
 
 
 def validated(path: Path, model: type[M], found: Any) -> M:
@@ -240,45 +265,3 @@ def validated(path: Path, model: type[M], found: Any) -> M:
         raise StoreError(
             f"{path}: does not hold what it should: {'; '.join(first)}{more}", cure="The file is damaged, or not ours."
         ) from None
-
-
-_WORDS = {
-    "teacher_digest": "teacher",
-    "recipe_digest": "recipe",
-    "data_source": "data source",
-    "data_fingerprint": "data set",
-    "given_labels_sha256": "given labels",
-    "label_rule": "label rule",
-    "view_count": "number of views",
-    "view_seed": "seed of the views",
-    "mean": "normalisation mean",
-    "std": "normalisation standard deviation",
-}
-
-
-def difference(expected: Origin, found: Origin) -> list[str]:
-    """What differs between the origin an opener expects and the one a store has, a sentence each; empty: nothing."""
-    sentences = []
-    for name in Origin.model_fields:
-        ours, theirs = getattr(expected, name), getattr(found, name)
-        if ours == theirs:
-            continue
-        if name == "class_names":
-            sentences.append(_classes(ours, theirs))
-        elif name == "views":
-            keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-            changes = ", ".join(f"{key}: store has {theirs.get(key)!r}, expected {ours.get(key)!r}" for key in keys)
-            sentences.append(f"views differ: {changes}")
-        else:
-            sentences.append(f"{_WORDS[name]} differs: store has {theirs!r}, expected {ours!r}")
-    return sentences
-
-
-def _classes(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:
-    what = "class order differs" if sorted(ours) == sorted(theirs) else "classes differ"
-    if max(len(ours), len(theirs)) <= 10:
-        return f"{what}: store has {theirs!r}, data set has {ours!r}"
-    if len(ours) != len(theirs):
-        return f"{what}: store has {len(theirs)}, data set has {len(ours)}"
-    at = next(c for c in range(len(ours)) if ours[c] != theirs[c])
-    return f"{what}: class {at} is {theirs[at]!r} in the store, {ours[at]!r} in the data set"

@@ -1,12 +1,14 @@
 """The files of a store of logits, one by one.
 
-A shard is a safetensors file with one tensor, `logits` [rows, C]. It says in its facts which plan it belongs to, which
-rows it holds and what their sha256 is, so an interrupted export knows which shards to keep without a list beside them.
+A shard is a safetensors file with the tensors of a format: of the logits, or of the features, of some rows of one view.
+It says in its facts which plan it belongs to, which rows it holds and what their sha256 is, so an interrupted export
+knows which shards to keep without a list beside them.
 """
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,26 +16,27 @@ from torch import Tensor
 
 from distill.errors import StoreError
 from distill.store.atomic import check_regular, sha256_of
+from distill.store.formats.layout import Holds
 from distill.store.manifest import EXPORT_AGAIN, INDICES, Digest, Piece, Plan, Shard, shard_name
-from distill.store.tensors import JSON, read_facts, read_tensors, sha256_of_tensor, write_tensors
+from distill.store.mapped import MappedFile
+from distill.store.tensors import JSON, digest_of, read_tensors, write_tensors
 
-DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
-
-def write_shard(folder: Path, plan_digest: str, piece: Piece, values: Tensor) -> Shard:
-    """Writes the logits of a piece.
+def write_shard(folder: Path, plan_digest: str, piece: Piece, holds: Holds, parts: Mapping[str, Tensor]) -> Shard:
+    """Writes what is stored of a piece.
 
     Args:
         folder: the store.
         plan_digest: `Plan.digest()`.
         piece: which rows they are.
-        values: the logits in the store's format, on the CPU, [stop - start, C].
+        holds: whether they are logits or features.
+        parts: the tensors of the store's format, on the CPU, each [stop - start, ...].
 
     Raises:
         StoreError: the file cannot be written.
     """
-    path = folder / shard_name(piece)
-    sha256 = write_tensors(path, {"logits": values}, _facts(plan_digest, piece, sha256_of_tensor(values)))
+    path = folder / shard_name(piece, holds)
+    sha256 = write_tensors(path, parts, _facts(plan_digest, piece, holds, digest_of(parts)[0]))
     return Shard(
         file=path.name,
         sha256=sha256,
@@ -44,9 +47,10 @@ def write_shard(folder: Path, plan_digest: str, piece: Piece, values: Tensor) ->
     )
 
 
-def _facts(plan_digest: str, piece: Piece, values_sha256: str) -> dict[str, JSON]:
+def _facts(plan_digest: str, piece: Piece, holds: Holds, values_sha256: str) -> dict[str, JSON]:
     return {
         "plan": plan_digest,
+        "holds": holds,
         "view": piece.view,
         "start": piece.start,
         "stop": piece.stop,
@@ -54,42 +58,49 @@ def _facts(plan_digest: str, piece: Piece, values_sha256: str) -> dict[str, JSON
     }
 
 
-def map_shard(folder: Path, plan: Plan, plan_digest: str, piece: Piece) -> Tensor:
-    """The logits of a piece as a memory map, [stop - start, C] in the store's format. Their values are not looked at.
+def map_shard(folder: Path, plan: Plan, plan_digest: str, piece: Piece, holds: Holds = "logits") -> MappedFile:
+    """What is stored of a piece as a memory map, the tensors of the store's format. Their values are not looked at.
 
     Raises:
         StoreError: the file is missing, damaged, or holds something else.
     """
-    values, _ = _mapped(folder, plan, plan_digest, piece)
-    return values
-
-
-def _mapped(folder: Path, plan: Plan, plan_digest: str, piece: Piece) -> tuple[Tensor, str]:
-    path = folder / shard_name(piece)
-    facts = read_facts(path)
-    claimed = facts.get("values_sha256") if isinstance(facts, dict) else None
-    if not isinstance(claimed, str) or facts != _facts(plan_digest, piece, claimed):
+    path = folder / shard_name(piece, holds)
+    mapped = MappedFile(path)
+    claimed = _claimed(mapped)
+    if not isinstance(claimed, str) or mapped.facts != _facts(plan_digest, piece, holds, claimed):
         raise StoreError(
-            f"{path}: belongs to another store, or to other rows: its facts are {str(facts)[:300]}", cure=EXPORT_AGAIN
+            f"{path}: belongs to another store, or to other rows: its facts are {str(mapped.facts)[:300]}",
+            cure=EXPORT_AGAIN,
         )
-    return _only(path, "logits", DTYPES[plan.format], (piece.stop - piece.start, plan.classes)), claimed
+    rows = piece.stop - piece.start
+    expected = {
+        column.name: (getattr(torch, column.dtype), (rows, column.width) if column.width else (rows,))
+        for column in plan.columns(holds)
+    }
+    _check_tensors(path, mapped.tensors, expected)
+    return mapped
 
 
-def _only(path: Path, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """The one tensor that a file of the store holds."""
-    tensors = read_tensors(path)
-    found = {key: (value.dtype, tuple(value.shape)) for key, value in tensors.items()}
-    if found != {name: (dtype, shape)}:
-        raise StoreError(f"{path}: holds {str(found)[:300]}, expected {name!r}, {dtype} {shape}", cure=EXPORT_AGAIN)
-    return tensors[name]
+def _claimed(mapped: MappedFile) -> object:
+    """The digest that a shard's values are said to have."""
+    return mapped.facts.get("values_sha256") if isinstance(mapped.facts, dict) else None
 
 
-def kept_shard(folder: Path, plan: Plan, plan_digest: str, piece: Piece) -> Shard | None:
+def _check_tensors(
+    path: Path, tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+) -> None:
+    """That a file holds these tensors and no others."""
+    found = {name: (value.dtype, tuple(value.shape)) for name, value in tensors.items()}
+    if found != expected:
+        raise StoreError(f"{path}: holds {str(found)[:300]}, expected {str(expected)[:300]}", cure=EXPORT_AGAIN)
+
+
+def kept_shard(folder: Path, plan: Plan, plan_digest: str, piece: Piece, holds: Holds) -> Shard | None:
     """The shard of a piece that an earlier run finished; None when there is none, or it is not whole."""
-    path = folder / shard_name(piece)
+    path = folder / shard_name(piece, holds)
     try:
-        values, claimed = _mapped(folder, plan, plan_digest, piece)
-        if sha256_of_tensor(values) != claimed:
+        mapped = map_shard(folder, plan, plan_digest, piece, holds)
+        if digest_of(mapped.tensors)[0] != _claimed(mapped):
             return None
         return Shard(file=path.name, sha256=sha256_of(path), bytes=check_regular(path), **piece._asdict())
     except StoreError as error:
@@ -120,7 +131,9 @@ def read_indices(folder: Path, plan: Plan) -> Tensor:
         StoreError: the file is missing, damaged, or holds something else.
     """
     path = folder / INDICES
-    indices = _only(path, "indices", torch.int64, (plan.rows,)).clone()
+    tensors = read_tensors(path)
+    _check_tensors(path, tensors, {"indices": (torch.int64, (plan.rows,))})
+    indices = tensors["indices"].clone()
     if problem := problem_with_indices(indices):
         raise StoreError(f"{path}: {problem}", cure=EXPORT_AGAIN)
     return indices

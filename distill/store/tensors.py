@@ -42,6 +42,7 @@ _NAMES = {
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
 }
+DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
 def serialized(tensors: Mapping[str, Tensor], facts: JSON | None = None) -> Iterator[bytes | memoryview]:
@@ -123,7 +124,7 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
     Raises:
         StoreError: the file is missing, unreadable, truncated, or no safetensors file.
     """
-    with _opened(path, device) as file:
+    with opened(path, device) as file:
         return {name: file.get_tensor(name) for name in sorted(file.keys())}
 
 
@@ -133,8 +134,13 @@ def read_facts(path: Path) -> Any:
     Raises:
         StoreError: as for `read_tensors`, or the facts are not JSON.
     """
-    with _opened(path, "cpu") as file:
-        metadata = file.metadata() or {}
+    with opened(path) as file:
+        return parsed_facts(path, file)
+
+
+def parsed_facts(path: Path, file: Any) -> Any:
+    """`read_facts` of an `opened` file."""
+    metadata = file.metadata() or {}
     if "facts" not in metadata:
         return None
     try:
@@ -144,7 +150,7 @@ def read_facts(path: Path) -> Any:
 
 
 @contextmanager
-def _opened(path: Path, device: str) -> Iterator[Any]:
+def opened(path: Path, device: str = "cpu") -> Iterator[Any]:
     """The library's reader; its handle is closed at the end, and the maps it gave out live on without one."""
     path = Path(path)
     check_regular(path)

@@ -8,37 +8,48 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from distill.errors import StoreError
 from distill.store.atomic import is_temporary, mendable, writable_folder, write_json
+from distill.store.carried import carry_labels, describe_labels, problems_with_labels
+from distill.store.formats.encoding import Encoding, feature_encoding, logit_encoding
+from distill.store.formats.layout import Format, Holds
 from distill.store.manifest import (
     INDICES,
+    LABELS,
+    LABELS_FOLDER,
     MANIFEST,
     PARTIAL,
     Digest,
-    Format,
     Manifest,
-    Origin,
     Piece,
     Plan,
     Shard,
-    difference,
     installed_versions,
     read_plan,
 )
-from distill.store.shards import DTYPES, kept_shard, problem_with, problem_with_indices, write_shard
+from distill.store.origin import Origin, difference
+from distill.store.seen import SEEN
+from distill.store.shards import kept_shard, problem_with, problem_with_indices, write_shard
 from distill.store.tensors import digest_of, write_tensors
 
-_SHARD = re.compile(r"view\d{4,}-rows\d{9,}\.safetensors")
+_SHARD = re.compile(r"(features-)?view\d{4,}-rows\d{9,}\.safetensors")
 _OVERWRITE = "Choose another folder, or overwrite it on purpose."
+_WRITERS_CHOICE = ("format", "k", "features", "rows", "classes", "shard_rows", "indices", "labels", "versions")
+
+Batch: TypeAlias = tuple[Tensor, Tensor | None]
+"""Logits [b, C] and, where they are stored, features [b, D] of consecutive rows."""
 
 
 class LogitWriter:
-    """Writes the logits of V views of N images, [V, N, C], as shards.
+    """Writes the logits of V views of N images, [V, N, C], and perhaps features [V, N, D], as shards.
 
     Args:
         folder: where; made if need be.
@@ -46,13 +57,17 @@ class LogitWriter:
         indices: source index of each row, int64 [N], unique.
         classes: C.
         views: V, as in `origin`.
-        format: type of the stored values.
+        format: how logits are stored.
         shard_rows: rows in a shard, at most.
+        k: of `topk`: values kept of each row.
+        features: D; None: features are not stored.
+        labels: the teacher's folder of learned labels, which the store is to carry; None: it has none.
         overwrite: when the folder holds another export, remove its files (and no other file) and start afresh. The very
             same export is continued all the same.
 
     Raises:
-        StoreError: the folder cannot be written to, or holds something else; the classes do not fit.
+        StoreError: the folder cannot be written to, or holds something else; the classes do not fit; the labels are
+            damaged.
         ValueError: the views do not fit, or the indices are not unique.
     """
 
@@ -66,6 +81,9 @@ class LogitWriter:
         views: int,
         format: Format,
         shard_rows: int,
+        k: int | None = None,
+        features: int | None = None,
+        labels: Path | None = None,
         overwrite: bool = False,
     ) -> None:
         if views != origin.view_count:
@@ -76,37 +94,52 @@ class LogitWriter:
         if classes != len(origin.class_names):
             raise StoreError(
                 f"{self.folder}: the teacher has {classes} outputs, the data set has {len(origin.class_names)} classes",
-                cure="Use a teacher that was trained on this data set.",
+                cure="Export a teacher that was trained on these classes.",
             )
-        tensors = {"indices": indices}
-        sha256, size = digest_of(tensors)
+        if k is not None and k > classes:
+            raise StoreError(
+                f"{self.folder}: k is {k}, but there are {classes} classes", cure="Set a smaller [export] k."
+            )
+        self._tensors = {"indices": indices}
+        self._labels = labels
+        sha256, size = digest_of(self._tensors)
         self.plan = Plan(
             origin=origin,
             format=format,
+            k=k,
+            features=features,
             rows=len(indices),
             classes=classes,
             shard_rows=shard_rows,
             indices=Digest(file=INDICES, sha256=sha256, bytes=size),
+            labels=None if labels is None else describe_labels(labels),
             versions=installed_versions(),
         )
         self._digest = self.plan.digest()
-        self._done: dict[Piece, Shard] = {}
+        self._encodings: dict[Holds, Encoding] = {"logits": logit_encoding(format, classes, k)}
+        if features is not None:
+            self._encodings["features"] = feature_encoding(features)
+        self._done: dict[Piece, dict[Holds, Shard]] = {}
         writable_folder(self.folder)
         if self._continues(overwrite):
             self._keep()
-        if self.missing() or problem_with(self.folder, self.plan.indices, content=True):
-            self._begin(tensors)
+        if self.missing() or self._incomplete():
+            self._begin()
 
     def missing(self) -> list[Piece]:
         """What is still to be written, in order."""
         return [piece for piece in self.plan.pieces() if piece not in self._done]
 
-    def write(self, piece: Piece, logits: Tensor) -> None:
-        """Writes a shard.
+    def write(self, piece: Piece, logits: Tensor, features: Tensor | None = None) -> None:
+        """Writes a piece from logits [stop - start, C] and features [stop - start, D]; see `write_batches`."""
+        self.write_batches(piece, [(logits, features)])
+
+    def write_batches(self, piece: Piece, batches: Iterable[Batch]) -> None:
+        """Writes a piece batch by batch: what is held in memory is one batch, and the piece as it is stored.
 
         Args:
             piece: one of `missing()`.
-            logits: floating point, on any device, [stop - start, C].
+            batches: consecutive rows, from the first of the piece to its last; floating point, on any device.
 
         Raises:
             StoreError: a value is not finite or does not fit the format, or the file cannot be written.
@@ -115,12 +148,22 @@ class LogitWriter:
         piece = Piece(*piece)
         if not self._is_ours(piece):
             raise ValueError(f"{piece} is no piece of this store")
-        expected = (piece.stop - piece.start, self.plan.classes)
-        if tuple(logits.shape) != expected or not logits.is_floating_point():
-            raise ValueError(f"logits are {logits.dtype} {tuple(logits.shape)}, expected floating point {expected}")
-        self._check_values(piece, logits)
-        values = logits.detach().to("cpu", DTYPES[self.plan.format])
-        self._done[piece] = write_shard(self.folder, self._digest, piece, values)
+        at, total = 0, piece.stop - piece.start
+        stored = {holds: _room(encoding, total) for holds, encoding in self._encodings.items()}
+        for logits, features in batches:
+            rows = len(logits)
+            given: dict[Holds, Tensor | None] = {"logits": logits, "features": features}
+            for holds, values in given.items():
+                self._check(piece, holds, values, rows)
+                if values is not None and at + rows <= total:
+                    for name, part in self._encodings[holds].encode(values).items():
+                        stored[holds][name][at : at + rows] = part
+            at += rows
+        if at != total:
+            raise ValueError(f"{at} rows of logits, expected {total}")
+        self._done[piece] = {
+            holds: write_shard(self.folder, self._digest, piece, holds, parts) for holds, parts in stored.items()
+        }
 
     def finish(self) -> Manifest:
         """Writes the manifest, which makes the store whole.
@@ -129,12 +172,14 @@ class LogitWriter:
             StoreError: pieces are missing, or the file cannot be written.
         """
         if missing := self.missing():
-            raise StoreError(f"{self.folder}: the export is not finished: {len(missing)} shards, first {missing[0]}")
-        shards = tuple(self._done[piece] for piece in self.plan.pieces())
-        manifest = Manifest(**dict(self.plan), shards=shards)
+            raise StoreError(f"{self.folder}: the export is not finished: {len(missing)} pieces, first {missing[0]}")
+        shards, features = (
+            tuple(self._done[piece][holds] for piece in self.plan.pieces() if holds in self.plan.holdings)
+            for holds in ("logits", "features")
+        )
+        manifest = Manifest(**dict(self.plan), shards=shards, feature_shards=features)
         write_json(self.folder / MANIFEST, manifest.model_dump(mode="json"))
-        leftovers = [path for path in self._entries() if is_temporary(path.name)]
-        self._remove([*leftovers, self.folder / PARTIAL])
+        self._remove([*self._leftovers(), self.folder / PARTIAL])
         return manifest
 
     def _continues(self, overwrite: bool) -> bool:
@@ -149,8 +194,11 @@ class LogitWriter:
             raise StoreError(problem, cure=_OVERWRITE)
         # The manifest goes first, so that no moment shows a whole store; the plan goes last, so that what is left of
         # this after a kill is still known to be ours.
-        ours = [path for path in self._entries() if _SHARD.fullmatch(path.name) or is_temporary(path.name)]
+        ours = [path for path in self._entries() if _SHARD.fullmatch(path.name)] + self._leftovers()
+        ours += [self.folder / SEEN, *(self.folder / LABELS_FOLDER / name for name in (MANIFEST, LABELS))]
         self._remove([self.folder / MANIFEST, *ours, self.folder / INDICES, self.folder / PARTIAL])
+        with suppress(OSError):  # it holds other things
+            (self.folder / LABELS_FOLDER).rmdir()
         return False
 
     def _conflict(self, found: Plan | None) -> str | None:
@@ -161,29 +209,44 @@ class LogitWriter:
         if found == self.plan:
             return None
         differences = difference(self.plan.origin, found.origin)
-        for name in ("format", "rows", "classes", "shard_rows", "indices", "versions"):
+        for name in _WRITERS_CHOICE:
             theirs, ours = getattr(found, name), getattr(self.plan, name)
             if theirs != ours:
                 differences.append(f"{name} differs: store has {theirs!r}, expected {ours!r}")
         return f"{self.folder}: holds another export: {'; '.join(differences)}"
 
     def _keep(self) -> None:
-        """Takes over the shards that are whole."""
+        """Takes over the pieces that are whole."""
         for piece in self.plan.pieces():
-            if shard := kept_shard(self.folder, self.plan, self._digest, piece):
-                self._done[piece] = shard
+            found = {h: kept_shard(self.folder, self.plan, self._digest, piece, h) for h in self.plan.holdings}
+            whole = {holds: shard for holds, shard in found.items() if shard is not None}
+            if len(whole) == len(found):
+                self._done[piece] = whole
 
-    def _begin(self, tensors: dict[str, Tensor]) -> None:
+    def _incomplete(self) -> bool:
+        """Whether something is missing or damaged besides the shards."""
+        indices = problem_with(self.folder, self.plan.indices, content=True)
+        return bool(indices or problems_with_labels(self.folder, self.plan.labels, content=True))
+
+    def _begin(self) -> None:
         """Marks the folder as an export under way."""
         write_json(self.folder / PARTIAL, self.plan.model_dump(mode="json"))
         self._remove([self.folder / MANIFEST])
-        write_tensors(self.folder / INDICES, tensors)
+        write_tensors(self.folder / INDICES, self._tensors)
+        if self._labels is not None and self.plan.labels is not None:
+            carry_labels(self._labels, self.folder, self.plan.labels)
 
     def _entries(self) -> list[Path]:
         try:
             return sorted(self.folder.iterdir())
         except OSError as error:
             raise mendable(self.folder, "read", error) from error
+
+    def _leftovers(self) -> list[Path]:
+        """What killed writes left over."""
+        inside = self.folder / LABELS_FOLDER
+        found = [*self._entries(), *(inside.iterdir() if inside.is_dir() else ())]
+        return [path for path in found if is_temporary(path.name)]
 
     def _remove(self, paths: list[Path]) -> None:
         for path in paths:
@@ -201,19 +264,34 @@ class LogitWriter:
             and stop == min(start + self.plan.shard_rows, self.plan.rows)
         )
 
-    def _check_values(self, piece: Piece, logits: Tensor) -> None:
-        """Minimum and maximum carry every NaN and infinity, without a second tensor of the shard's size."""
-        low, high = (float(value) for value in logits.detach().aminmax())
-        where = f"{self.folder}: the teacher's logits of view {piece.view}, rows {piece.start} to {piece.stop},"
+    def _check(self, piece: Piece, holds: Holds, values: Tensor | None, rows: int) -> None:
+        """That values fit the store. Minimum and maximum carry every NaN and infinity, without a second tensor."""
+        wanted = holds in self._encodings
+        if values is None or not wanted:
+            if wanted or values is not None:
+                raise ValueError(f"{holds} are {'missing' if wanted else 'given, but not stored'}")
+            return
+        expected = (rows, self.plan.classes if holds == "logits" else self.plan.features)
+        if tuple(values.shape) != expected or not values.is_floating_point() or not rows:
+            raise ValueError(f"{holds} are {values.dtype} {tuple(values.shape)}, expected floating point {expected}")
+        low, high = (float(value) for value in values.detach().aminmax())
+        where = f"{self.folder}: the teacher's {holds} of view {piece.view}, rows {piece.start} to {piece.stop},"
         if not (math.isfinite(low) and math.isfinite(high)):
-            bad = int((~logits.isfinite()).sum())
+            bad = int((~values.isfinite()).sum())
             raise StoreError(
                 f"{where} hold {bad} values that are NaN or infinite",
                 cure="The teacher diverged, or overflows in its precision: train it again, or use precision float32.",
             )
-        limit = torch.finfo(DTYPES[self.plan.format]).max
+        limit = self._encodings[holds].limit
         if max(-low, high) > limit:
-            raise StoreError(
-                f"{where} reach from {low:g} to {high:g}; {self.plan.format} ends at {limit:g}",
-                cure='Set [export] format = "float32".',
-            )
+            format = self.plan.format if holds == "logits" else "float16"
+            cure = 'Set [export] format = "float32".' if holds == "logits" else "Set [export] features = false."
+            raise StoreError(f"{where} reach from {low:g} to {high:g}; {format} ends at {limit:g}", cure=cure)
+
+
+def _room(encoding: Encoding, rows: int) -> dict[str, Tensor]:
+    """Where a piece is gathered, as it will be stored."""
+    return {
+        column.name: torch.empty((rows, column.width) if column.width else (rows,), dtype=getattr(torch, column.dtype))
+        for column in encoding.columns
+    }

@@ -10,15 +10,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from distill.errors import StoreError
 from distill.store.atomic import sha256_of
-from distill.store.logits import LogitStore, LogitWriter, verify_store
-from distill.store.manifest import Origin, shard_name
+from distill.store.logits import LogitStore
+from distill.store.manifest import shard_name
+from distill.store.origin import Origin
 from distill.store.shards import write_shard
+from distill.store.sound import verify_store
 from distill.store.tensors import write_tensors
+from distill.store.writer import LogitWriter
 
 SHARD = "view0001-rows000000004.safetensors"
 INDICES = torch.tensor([9, 4, 0, 7, 2, 5])
@@ -58,37 +59,11 @@ def refused(folder: Path, message: str = ".") -> None:
     assert verify_store(folder)
 
 
-@given(file=st.integers(0, 5), where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-@settings(deadline=None, max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_one_flipped_bit_anywhere_is_found(store: Path, file: int, where: float, bit: int) -> None:
-    """Header, facts, values, indices or manifest: the store is refused, or it is the same as before."""
-    path = sorted(store.iterdir())[file]
-    content = path.read_bytes()
-    at = int(where * len(content))
-    original = LogitStore.open(store).manifest
-    path.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
-    try:
-        if path.name != "manifest.json":
-            refused(store)
-        else:
-            try:
-                changed = LogitStore.open(store)
-            except StoreError:
-                pass
-            else:
-                # White space changes nothing; a plan that changed is no longer the one that the shards name.
-                assert changed.manifest == original
-    finally:
-        path.write_bytes(content)
-
-
 @pytest.mark.parametrize("name", [SHARD, "indices.safetensors", "manifest.json"])
 @pytest.mark.parametrize("size", [0, 1, 7, 8, 100, -1])
 def test_a_file_cut_short(store: Path, name: str, size: int) -> None:
     content = (store / name).read_bytes()
     (store / name).write_bytes(content[:size])
-    if name == "manifest.json" and size == -1:
-        return  # only the last newline is gone
     refused(store)
 
 
@@ -120,11 +95,17 @@ def test_files_that_changed_places(store: Path) -> None:
 def change(store: Path, edit: Callable[[dict[str, Any]], Any]) -> None:
     content = json.loads((store / "manifest.json").read_text())
     edit(content)
-    (store / "manifest.json").write_text(json.dumps(content))
+    # As `write_json` does, but NaN goes through.
+    (store / "manifest.json").write_text(json.dumps(content, sort_keys=True, indent=2, ensure_ascii=False) + "\n")
 
 
 def shard(edit: dict[str, Any], number: int = 1) -> Callable[[dict[str, Any]], Any]:
     return lambda manifest: manifest["shards"][number].update(edit)
+
+
+def digest(name: str) -> dict[str, Any]:
+    files = {"manifest": "manifest.json", "tables": "labels.safetensors"}
+    return {"file": files.get(name, name), "sha256": "0" * 64, "bytes": 100}
 
 
 EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -179,9 +160,24 @@ EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "class names as numbers": lambda m: m["origin"].update(class_names=[1, 2]),
     "mean is NaN": lambda m: m["origin"].update(mean=[float("nan")]),
     "another type": lambda m: m.update(format="float16"),
+    "a smaller type": lambda m: m.update(format="int8"),
     "unknown type": lambda m: m.update(format="int4"),
+    "top-k of nothing": lambda m: m.update(format="topk"),
+    "top-k of none": lambda m: m.update(format="topk", k=0),
+    "top-k of more than there is": lambda m: m.update(format="topk", k=3),
+    "k without top-k": lambda m: m.update(k=1),
+    "k as text": lambda m: m.update(k="1"),
+    "features that are not there": lambda m: m.update(features=2),
+    "no features": lambda m: m.update(features=0),
+    "feature shards that are not there": lambda m: m.update(feature_shards=m["shards"]),
+    "logits as features": lambda m: m.update(features=2, feature_shards=m["shards"]),
+    "labels that are not there": lambda m: m.update(labels={name: digest(name) for name in ("manifest", "tables")}),
+    "labels elsewhere": lambda m: m.update(labels={"manifest": digest("../m"), "tables": digest("tables")}),
+    "half of the labels": lambda m: m.update(labels={"tables": digest("tables")}),
+    "labels field missing": lambda m: m.pop("labels"),
     "old version": lambda m: m.update(schema_version=0),
-    "version as text": lambda m: m.update(schema_version="1"),
+    "version as text": lambda m: m.update(schema_version="2"),
+    "version as a float": lambda m: m.update(schema_version=2.0),
     "version as a truth": lambda m: m.update(schema_version=True),
     "unknown field": lambda m: m.update(unknown=1),
     "field missing": lambda m: m.pop("origin"),
@@ -198,7 +194,7 @@ def test_a_manifest_made_to_deceive(store: Path, name: str) -> None:
     refused(store)
 
 
-@pytest.mark.parametrize("name", ["another plan", "deep views", "another type"])
+@pytest.mark.parametrize("name", ["another plan", "deep views"])
 def test_what_was_not_verified_is_caught_when_it_is_read(store: Path, name: str) -> None:
     change(store, EDITS[name])
     opened = LogitStore.open(store, verify=False)
@@ -276,7 +272,8 @@ def test_forged_values_are_caught_when_they_are_read(store: Path) -> None:
     piece = manifest.shards[3].piece
     bad = torch.zeros(2, 2)
     bad[1, 1] = float("nan")
-    forge(store, shard_name(piece), lambda path: write_shard(store, manifest.digest(), piece, bad))
+    parts = {"logits": bad}
+    forge(store, shard_name(piece), lambda path: write_shard(store, manifest.digest(), piece, "logits", parts))
     assert verify_store(store) == [f"{store / SHARD}: holds values that are NaN or infinite"]
     opened = LogitStore.open(store)
     opened.rows(INDICES[:4], torch.ones(4, dtype=torch.int64))
@@ -292,10 +289,24 @@ def test_forged_values_are_caught_when_they_are_read(store: Path) -> None:
 def test_forged_shapes_are_caught(store: Path, values: torch.Tensor) -> None:
     manifest = LogitStore.open(store).manifest
     piece = manifest.shards[3].piece
-    forge(store, SHARD, lambda path: write_shard(store, manifest.digest(), piece, values))
+    parts = {"logits": values}
+    forge(store, SHARD, lambda path: write_shard(store, manifest.digest(), piece, "logits", parts))
     refused(store)
     with pytest.raises(StoreError):
         LogitStore.open(store, verify=False).rows(INDICES, torch.ones_like(INDICES))
+
+
+def test_features_in_the_place_of_logits(store: Path) -> None:
+    """The right digest and the right plan; what it holds is something else."""
+    manifest = LogitStore.open(store).manifest
+    piece, parts = manifest.shards[3].piece, {"logits": torch.zeros(2, 2)}
+
+    def write(path: Path) -> None:
+        made = write_shard(store, manifest.digest(), piece, "features", parts)
+        (store / made.file).rename(path)
+
+    forge(store, SHARD, write)
+    refused(store, "belongs to another store, or to other rows")
 
 
 def test_a_pickle_by_another_name(store: Path, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import pickle
-from collections.abc import Callable
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill.errors import StoreError
-from distill.store.logits import LogitStore, LogitWriter, verify_store
-from distill.store.manifest import Origin
+from distill.store.formats.encoding import logit_encoding
+from distill.store.logits import LogitStore
+from distill.store.mapped import MappedFile
+from distill.store.origin import Origin
+from distill.store.sound import verify_store
+from tests.store import cases
 
 PAIRS = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 3)), max_size=30)
 
@@ -39,17 +44,74 @@ def test_other_integer_types(store: Path, logits: Tensor, indices: Tensor) -> No
     assert torch.equal(found, logits[[1, 3], [0, 1]])
 
 
-@pytest.mark.parametrize("format_name", ["float16", "float32"])
-def test_formats(
-    tmp_path: Path, writer: Callable[..., LogitWriter], logits: Tensor, indices: Tensor, format_name: str
-) -> None:
-    made = writer(tmp_path / "s", format=format_name, shard_rows=100)
-    exact = logits + 1e-4 * logits.sign()
-    for piece in made.missing():
-        made.write(piece, exact[piece.view])
-    made.finish()
-    found = LogitStore.open(tmp_path / "s").rows(indices, torch.zeros_like(indices))
-    assert torch.equal(found, exact[0].half().float() if format_name == "float16" else exact[0])
+@pytest.mark.parametrize("kind", cases.KINDS)
+def test_every_kind_gives_what_its_format_says_of_each_row(tmp_path: Path, kind: str) -> None:
+    """Shards, batches and the order of rows change nothing: each row is as encoded and decoded on its own."""
+    opened = LogitStore.open(cases.export(tmp_path / "s", **cases.KINDS[kind]), reconstruct=True)
+    manifest = opened.manifest
+    encoding = logit_encoding(manifest.format, manifest.classes, manifest.k)
+    generator = torch.Generator().manual_seed(3)
+    positions = torch.randint(cases.ROWS, (64,), generator=generator)
+    views = torch.randint(cases.VIEWS, (64,), generator=generator)
+    expected = [encoding.decode(encoding.encode(row[None])) for row in cases.logits()[views, positions]]
+    assert torch.equal(opened.rows(cases.INDICES[positions], views), torch.cat(expected))
+    if manifest.features:
+        assert torch.equal(opened.features(cases.INDICES[positions], views), cases.features()[views, positions])
+    else:
+        with pytest.raises(StoreError, match="holds no features") as caught:
+            opened.features(cases.INDICES, cases.INDICES)
+        assert "features = true" in caught.value.cure
+    assert (opened.rows(positions[:0], views[:0]).shape, opened.views) == ((0, cases.CLASSES), cases.VIEWS)
+
+
+def test_a_store_carries_the_learned_labels(tmp_path: Path) -> None:
+    """Bytes and all, also when it is copied elsewhere and the teacher's own are gone."""
+    folder = cases.export(tmp_path / "s", labels=True)
+    teacher = tmp_path / "s-teacher" / "labels"
+    assert cases.contents(folder / "labels") == cases.contents(teacher)
+    shutil.rmtree(teacher)
+    found = LogitStore.open(shutil.copytree(folder, tmp_path / "copy")).labels()
+    assert torch.equal(found.averaged, cases.learned().averaged)
+    assert found.trajectory.keys() == {1}
+    assert verify_store(tmp_path / "copy") == []
+
+
+def test_a_store_without_learned_labels_says_so(store: Path) -> None:
+    with pytest.raises(StoreError, match="learned no labels"):
+        LogitStore.open(store).labels()
+
+
+def test_top_k_is_reconstructed_only_with_leave(tmp_path: Path) -> None:
+    folder = cases.export(tmp_path / "s", format="topk", k=2)
+    ones = torch.ones_like(cases.INDICES)
+    with pytest.raises(StoreError, match="the 2 largest logits of each row only, not all 3") as caught:
+        LogitStore.open(folder).rows(cases.INDICES, ones)
+    assert "reconstruct=True" in caught.value.cure
+    opened = pickle.loads(pickle.dumps(LogitStore.open(folder, reconstruct=True)))
+    assert opened.rows(cases.INDICES, ones).isfinite().all()
+
+
+def test_only_what_is_asked_for_is_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = LogitStore.open(cases.export(tmp_path / "s", format="int8", features=cases.WIDTH))
+    seen: list[int] = []
+    encoding = opened._encodings["logits"]
+    decode = lambda parts: (seen.append(len(parts["codes"])), encoding.decode(parts))[1]  # noqa: E731
+    monkeypatch.setitem(opened._encodings, "logits", dataclasses.replace(encoding, decode=decode))
+    opened.rows(cases.INDICES[:2], torch.tensor([1, 3]))
+    assert seen == [2]
+    opened.features(cases.INDICES, torch.ones_like(cases.INDICES))
+    assert seen == [2]
+
+
+def test_pages_are_given_back_and_read_again(store: Path, logits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    released: list[str] = []
+    monkeypatch.setattr("distill.store.logits._MOST_RESIDENT", 3 * 2**16)
+    real = MappedFile.release
+    monkeypatch.setattr(MappedFile, "release", lambda mapped: (released.append("once"), real(mapped))[1])
+    opened = LogitStore.open(store)
+    for view in (0, 1, 0):
+        assert torch.equal(opened.rows(cases.INDICES, torch.full_like(cases.INDICES, view)), logits[view])
+    assert len(released) == 3 * len(opened.manifest.shards)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +195,6 @@ def test_values_stay_in_their_files_and_no_handle_is_held(store: Path, indices: 
     opened = LogitStore.open(store)
     for view in range(4):
         opened.rows(indices, torch.full_like(indices, view))
-    found = [mapped_file(values.data_ptr()) for _, values in sorted(opened._maps.items())]
+    found = [mapped_file(mapped.tensors["logits"].data_ptr()) for _, mapped in sorted(opened._maps.items())]
     assert found == [shard.file for shard in opened.manifest.shards]
     assert len(list(Path("/proc/self/fd").iterdir())) == handles

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from distill.errors import StoreError
-from distill.store.atomic import read_json
-from distill.store.manifest import Origin, Piece, difference, installed_versions, read_manifest, read_plan, shard_name
+from distill.store.atomic import read_json, write_json
+from distill.store.manifest import Piece, installed_versions, read_manifest, read_plan, shard_name
+from distill.store.origin import Origin, difference
 
 
 def test_the_same_origin_differs_in_nothing(origin: Origin) -> None:
@@ -75,9 +77,10 @@ def test_pieces_cover_every_row_once(store: Path) -> None:
     assert rows == [(view, row) for view in range(plan.origin.view_count) for row in range(plan.rows)]
 
 
-def test_names_sort_in_order() -> None:
+@pytest.mark.parametrize("holds", ["logits", "features"])
+def test_names_sort_in_order(holds: Any) -> None:
     pieces = [Piece(view, start, start + 1) for view in (0, 9, 10, 9999) for start in (0, 5, 65536, 10**8)]
-    assert sorted(pieces) == sorted(pieces, key=shard_name)
+    assert sorted(pieces) == sorted(pieces, key=lambda piece: shard_name(piece, holds))
 
 
 def test_where_there_is_no_store(tmp_path: Path) -> None:
@@ -92,6 +95,20 @@ def test_where_there_is_no_store(tmp_path: Path) -> None:
 
 def test_a_later_version_asks_for_an_upgrade(store: Path) -> None:
     content = read_json(store / "manifest.json")
-    (store / "manifest.json").write_text(json.dumps(content | {"schema_version": 2, "new": 1}))
-    with pytest.raises(StoreError, match="schema version 2, this distill reads 1"):
-        read_manifest(store)
+    for version, cure in ((3, "Upgrade distill."), (1, "Delete .* and run `distill export")):
+        write_json(store / "manifest.json", content | {"schema_version": version, "new": 1})
+        with pytest.raises(StoreError, match=f"schema version {version}, this distill reads 2") as caught:
+            read_manifest(store)
+        assert re.match(cure, caught.value.cure)
+
+
+@pytest.mark.parametrize("change", [b" ", b"\n", b"\t"])
+def test_other_bytes_of_the_same_value_are_damage(store: Path, change: bytes) -> None:
+    path = store / "manifest.json"
+    content = path.read_bytes()
+    read_manifest(store)
+    for other in (content + change, content[:-1] + b" ", content.replace(b": ", b":" + change, 1)):
+        if other != content:
+            path.write_bytes(other)
+            with pytest.raises(StoreError, match="the same value in other bytes"):
+                read_manifest(store)

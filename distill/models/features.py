@@ -1,0 +1,44 @@
+"""What a network's last layer is given, by timm's interface, in the forward pass that gives the logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.errors import ModelError
+
+
+def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [B, C] and penultimate features [B, D] of images [B, ch, H, W]; the body runs once, the head twice."""
+    body: Any = model
+    trunk = body.forward_features(images)
+    features: Tensor = body.forward_head(trunk, pre_logits=True)
+    logits: Tensor = body.forward_head(trunk)
+    return logits, features.flatten(1)
+
+
+@torch.no_grad()
+def feature_width(model: nn.Module, images: Tensor) -> int:
+    """D, after making sure on a few images that the features are those that this model's logits are made of.
+
+    Args:
+        model: in eval mode.
+        images: [B, ch, H, W], on the model's device.
+
+    Raises:
+        ModelError: the model has not timm's interface, or computes something else in `forward`.
+    """
+    name, cure = type(model).__name__, "Export without features: [export] features = false."
+    try:
+        logits, features = logits_and_features(model, images)
+    except (AttributeError, TypeError) as error:
+        raise ModelError(f"[export] features: {name} cannot give them: {error}", cure=cure) from error
+    expected = model(images)
+    if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-4, atol=1e-4):
+        raise ModelError(
+            f"[export] features: {name}: forward_head(forward_features(x)) gives other logits than forward(x)",
+            cure=cure,
+        )
+    return features.shape[1]

@@ -1,0 +1,171 @@
+"""Kills exports by SIGKILL, at every step or at random moments, goes on with them, and reports as JSON.
+
+Run: python -m tests.faults.killing steps FOLDER | python -m tests.faults.killing moments RUN KILLS
+
+One process imports torch once and forks the victims; that makes a hundred kills a matter of seconds. Nothing here has
+threads when it forks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from distill.report.runs import open_run
+from distill.stages import export
+from distill.store.manifest import MANIFEST
+from tests.store import cases
+
+STEPS = ("fsync", "replace", "link", "unlink", "open")
+"""What an export asks of the operating system; a victim dies just before one of these."""
+
+
+def victim(work: Callable[[], object]) -> int:
+    """Forks a process that does the work and ends without tidying up."""
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def died(pid: int) -> bool:
+    """Waits for it; whether it was killed. One that failed by itself is a fault."""
+    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    assert code in (0, -signal.SIGKILL), code
+    return code != 0
+
+
+def die_at(step: int) -> None:
+    """Makes this process kill itself at its `step`-th request to the operating system."""
+    count = 0
+    for name in STEPS:
+        real = getattr(os, name)
+
+        def counted(*given: Any, real: Callable[..., Any] = real, **named: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count > step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*given, **named)
+
+        setattr(os, name, counted)
+
+
+def shards(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of change of every shard that is there."""
+    stats = {path.name: path.stat() for path in folder.glob("[fv]*view*")}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def at_every_step(folder: Path) -> dict[str, object]:
+    """Kills a writer at its first, second, ... request, goes on each time, and compares with one that lived."""
+    kind = cases.KINDS["everything"] | {"shard_rows": 6}
+    whole = cases.contents(cases.export(folder / "whole", **kind))
+    kills = pieces = 0
+    while True:
+        store = folder / f"s{kills}"
+        cases.begin(store, **kind)  # the teacher's labels have to be there
+        shutil.rmtree(store)
+
+        def work(store: Path = store, step: int = kills) -> None:
+            die_at(step)
+            cases.export(store, **kind)
+
+        if not died(victim(work)):
+            return {"kills": kills, "pieces": pieces}
+        before = shards(store) if store.exists() else {}
+        writer = cases.begin(store, **kind)
+        kept = [piece for piece in writer.plan.pieces() if piece not in writer.missing()]
+        pieces += len(kept)
+        # A piece is done once both of its files are.
+        assert len(kept) == len(before) // 2, (kills, kept, before)
+        cases.fill(writer)
+        writer.finish()
+        after = shards(store)
+        for piece in kept:
+            for name in before:
+                if f"view{piece.view:04d}-rows{piece.start:09d}" in name:
+                    assert after[name] == before[name], (kills, name)
+        assert cases.contents(store) == whole, kills
+        assert not list(store.rglob(".*")), kills
+        shutil.rmtree(store)
+        kills += 1
+
+
+class Counter:
+    """How many images teachers' first layers were shown, over all processes that append to a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        real = export.load_teacher
+
+        def load(*given: Any) -> nn.Module:
+            model = real(*given)
+            next(model.children()).register_forward_hook(self.note)
+            return model
+
+        export.load_teacher = load
+
+    def note(self, model: nn.Module, given: tuple[Tensor], output: Tensor) -> None:
+        """A forward hook."""
+        with self.path.open("a") as file:
+            file.write(f"{len(given[0])}\n")
+
+    def shown(self) -> int:
+        """Images so far."""
+        return sum(map(int, self.path.read_text().split())) if self.path.exists() else 0
+
+
+def at_random_moments(folder: Path, kills: int) -> dict[str, object]:
+    """Kills an export of a run `kills` times, goes on each time, and lets it end."""
+    torch.set_num_threads(1)
+    run = open_run(folder)
+    store, draws = folder / export.STORE, random.Random(0)
+
+    def work() -> None:
+        export.export_teacher(run, run.recipe, lambda event: time.sleep(draws.random() * 0.02))
+
+    landed = []
+    while len(landed) < kills and not (store / MANIFEST).exists():
+        before = shards(store)
+        pid = victim(work)
+        time.sleep(draws.random() * 0.5)
+        os.kill(pid, signal.SIGKILL)
+        if not died(pid):
+            break
+        after = shards(store)
+        assert before.items() <= after.items(), "a finished shard was written again"
+        landed.append(len(after))
+    before = shards(store)
+    left = None
+    if not (store / MANIFEST).exists():
+        counter = Counter(folder.parent / "shown")
+        assert not died(victim(work))
+        left = counter.shown()
+    after = shards(store)
+    assert before.items() <= after.items()
+    return {"landed": landed, "kept": len(before), "shards": len(after), "shown": left}
+
+
+if __name__ == "__main__":
+    # A killed process loses nothing that was written, flushed or not; waiting for the disk would only take time.
+    os.fsync = lambda handle: None
+    how, where, *more = sys.argv[1:]
+    found = at_every_step(Path(where)) if how == "steps" else at_random_moments(Path(where), int(more[0]))
+    print(json.dumps(found))
