@@ -61,7 +61,7 @@ def test_killed_at_every_step(tmp_path: Path) -> None:
     """Before each file is opened, flushed, renamed, linked or removed."""
     found = kill("steps", str(tmp_path))
     assert found["kills"] > 60
-    assert found["pieces"] > 100  # kept, over all kills
+    assert found["pieces"] > 80  # kept, over all kills
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
