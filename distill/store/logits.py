@@ -1,11 +1,12 @@
 """Reading a store of logits: by source index and view, never by step.
 
 Nothing is believed before it is checked: the manifest, the origin that the opener expects, every file's size and
-sha256. Values are read through memory maps, so a store may be larger than memory.
+sha256. Only the rows that are asked for are read, so a store may be larger than memory.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Self
 
@@ -27,7 +28,7 @@ from distill.store.manifest import (
     Plan,
     read_manifest,
 )
-from distill.store.mapped import PAGES_BESIDE, MappedFile
+from distill.store.mapped import MappedFile
 from distill.store.origin import Origin, difference
 from distill.store.seen import remember, seen, stamps
 from distill.store.shards import map_shard, problem_with, read_indices
@@ -36,8 +37,9 @@ from distill.store.writer import LogitWriter
 __all__ = ["LogitStore", "LogitWriter", "Piece"]
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-# Memory that the maps may take before their pages are given back.
-_MOST_RESIDENT = 2**28
+# Stores up to so many bytes are indexed as memory maps; of larger ones, rows are read.
+_MAPPED = 2**28
+_MOST_HANDLES = 64
 
 
 class LogitStore:
@@ -61,7 +63,8 @@ class LogitStore:
         self._encodings = encodings(manifest)
         self._sorted, self._order = indices.sort()
         self._maps: dict[tuple[Holds, int], MappedFile] = {}
-        self._resident = 0
+        self._small = {holds: sum(s.bytes for s in manifest.shards_of(holds)) <= _MAPPED for holds in self._encodings}
+        self._in_use: OrderedDict[Path, MappedFile] = OrderedDict()  # files that are open, the latest last
 
     @classmethod
     def open(
@@ -164,9 +167,10 @@ class LogitStore:
             for column in self._encodings[holds].columns
         }
         for mapped, chosen in zip(maps, torch.split(order, counts.tolist()), strict=False):
+            rows = within[chosen]
+            found = None if self._small[holds] else self._read(mapped, rows.tolist())
             for name, part in parts.items():
-                part[chosen] = mapped.tensors[name][within[chosen]]
-        self._release(holds, len(order))
+                part[chosen] = mapped.tensors[name][rows] if found is None else found[name]
         return parts
 
     def labels(self) -> LearnedLabels:
@@ -215,13 +219,13 @@ class LogitStore:
             self._maps[holds, number] = map_shard(self.folder, self.manifest, self._digest, piece, holds)
         return self._maps[holds, number]
 
-    def _release(self, holds: Holds, rows: int) -> None:
-        """Gives memory back once the rows that were read may have made much of it resident."""
-        self._resident += rows * sum(PAGES_BESIDE + column.row_bytes for column in self._encodings[holds].columns)
-        if self._resident > _MOST_RESIDENT:
-            for mapped in self._maps.values():
-                mapped.release()
-            self._resident = 0
+    def _read(self, mapped: MappedFile, rows: list[int]) -> Parts:
+        """Rows of a file, which stays open until many others were read."""
+        self._in_use[mapped.path] = mapped
+        self._in_use.move_to_end(mapped.path)
+        if len(self._in_use) > _MOST_HANDLES:
+            self._in_use.popitem(last=False)[1].close()
+        return mapped.read(rows)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.manifest, self.indices, self.reconstruct)

@@ -59,7 +59,6 @@ def _problem_in(folder: Path, manifest: Manifest, digest: str, shard: Shard, hol
         parts = {name: part[start : start + step] for name, part in mapped.tensors.items()}
         if problem := encoding.problem(parts):
             return problem
-        mapped.release()
     return ""
 
 

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import gc
+import os
 import pickle
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,6 @@ from torch import Tensor
 from distill.errors import StoreError
 from distill.store.formats.encoding import logit_encoding
 from distill.store.logits import LogitStore
-from distill.store.mapped import MappedFile
 from distill.store.origin import Origin
 from distill.store.sound import verify_store
 from tests.store import cases
@@ -22,9 +25,18 @@ from tests.store import cases
 PAIRS = st.lists(st.tuples(st.integers(0, 10), st.integers(0, 3)), max_size=30)
 
 
+@pytest.fixture(params=["mapped", "read"])
+def either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Small stores are indexed as maps, of large ones rows are read; here every store is either."""
+    monkeypatch.setattr("distill.store.logits._MAPPED", 2**28 if request.param == "mapped" else 0)
+    return str(request.param)
+
+
 @given(pairs=PAIRS)
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_rows_in_any_order(store: Path, logits: Tensor, indices: Tensor, pairs: list[tuple[int, int]]) -> None:
+def test_rows_in_any_order(
+    store: Path, logits: Tensor, indices: Tensor, either_way: str, pairs: list[tuple[int, int]]
+) -> None:
     positions, views = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
     found = LogitStore.open(store, verify=False).rows(indices[positions], views)
     assert found.dtype == torch.float32
@@ -45,7 +57,7 @@ def test_other_integer_types(store: Path, logits: Tensor, indices: Tensor) -> No
 
 
 @pytest.mark.parametrize("kind", cases.KINDS)
-def test_every_kind_gives_what_its_format_says_of_each_row(tmp_path: Path, kind: str) -> None:
+def test_every_kind_gives_what_its_format_says_of_each_row(tmp_path: Path, kind: str, either_way: str) -> None:
     """Shards, batches and the order of rows change nothing: each row is as encoded and decoded on its own."""
     opened = LogitStore.open(cases.export(tmp_path / "s", **cases.KINDS[kind]), reconstruct=True)
     manifest = opened.manifest
@@ -103,15 +115,61 @@ def test_only_what_is_asked_for_is_decoded(tmp_path: Path, monkeypatch: pytest.M
     assert seen == [2]
 
 
-def test_pages_are_given_back_and_read_again(store: Path, logits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    released: list[str] = []
-    monkeypatch.setattr("distill.store.logits._MOST_RESIDENT", 3 * 2**16)
-    real = MappedFile.release
-    monkeypatch.setattr(MappedFile, "release", lambda mapped: (released.append("once"), real(mapped))[1])
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the store were large."""
+    monkeypatch.setattr("distill.store.logits._MAPPED", 0)
+
+
+@pytest.mark.usefixtures("read_only")
+def test_a_large_store_keeps_few_files_open(store: Path, logits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("distill.store.logits._MOST_HANDLES", 2)
+    handles = Path("/proc/self/fd")
+    before = len(list(handles.iterdir())) if handles.exists() else 0
     opened = LogitStore.open(store)
-    for view in (0, 1, 0):
+    for view in (0, 3, 0, 1):
         assert torch.equal(opened.rows(cases.INDICES, torch.full_like(cases.INDICES, view)), logits[view])
-    assert len(released) == 3 * len(opened.manifest.shards)
+        if handles.exists():
+            assert len(list(handles.iterdir())) == before + 2
+    copy = pickle.loads(pickle.dumps(opened))
+    assert torch.equal(copy.rows(cases.INDICES, torch.zeros_like(cases.INDICES)), logits[0])
+    del opened, copy
+    gc.collect()
+    if handles.exists():
+        assert len(list(handles.iterdir())) == before
+
+
+@pytest.mark.usefixtures("read_only")
+@pytest.mark.parametrize("in_use", [False, True])
+def test_a_file_that_changes_under_a_reader_is_an_error(store: Path, in_use: bool) -> None:
+    """Cut short, or written over with another of the same size: never a crash, never another row."""
+    for change in (lambda content: content[:-8], lambda content: content[:-1] + b"x"):
+        opened = LogitStore.open(store)
+        path = store / opened.manifest.shards[0].file
+        content = path.read_bytes()
+        if in_use:
+            opened.rows(cases.INDICES[:1], torch.tensor([0]))
+        time.sleep(0.02)
+        path.write_bytes(change(content))
+        with pytest.raises(StoreError, match="was changed while it was in use"):
+            opened.rows(cases.INDICES[:1], torch.tensor([0]))
+        path.write_bytes(content)
+
+
+@pytest.mark.usefixtures("read_only")
+def test_a_file_that_ends_early_is_an_error(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = LogitStore.open(store)
+    real = os.pread
+    monkeypatch.setattr(os, "pread", lambda handle, size, at: real(handle, size, at)[:-1])
+    with pytest.raises(StoreError, match="ends too early"):
+        opened.rows(cases.INDICES[:1], torch.tensor([0]))
+
+    def failing(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", failing)
+    with pytest.raises(StoreError, match="cannot be read: Input/output error"):
+        opened.rows(cases.INDICES[:1], torch.tensor([0]))
 
 
 @pytest.mark.parametrize(
