@@ -21,6 +21,8 @@ def changed(*assignments: str) -> Recipe:
     return override(DEFAULT, assignments)
 
 
+TOP_K = ("export.format=topk", "export.k=5")
+
 # (assignments, the field that is named)
 BROKEN: list[tuple[tuple[str, ...], str]] = [
     (("data.validation=1.0",), "[data] validation"),
@@ -70,6 +72,11 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     (("compare.temperatures=1,4,4",), "[compare] temperatures"),
     (("compare.temperatures=1,4", "data.validation=0"), "[compare] temperatures"),
     (("compare.temperatures=4", "student.loss.name=ce"), "[compare] temperatures"),
+    (("export.format=topk", "student.loss.temperature=1"), "[export] k"),
+    (("export.k=5",), "[export] k"),
+    (TOP_K, "[export] format"),
+    ((*TOP_K, "student.loss.temperature=1.5"), "[export] format"),
+    (("student.loss.allow_topk=true",), "[student.loss] allow_topk"),
 ]
 
 
@@ -107,6 +114,11 @@ def test_each_rule_names_its_field(assignments: tuple[str, ...], place: str) -> 
         ("data.validation=1",),
         ("student.loss.name=ce",),
         ("student.seed=3", "compare.seeds=0,1"),
+        ("export.format=int8", "export.features=true"),
+        (*TOP_K, "student.loss.temperature=1"),
+        (*TOP_K, "student.loss.temperature=0.5"),
+        (*TOP_K, "student.loss.name=ce"),
+        (*TOP_K, "student.loss.allow_topk=true"),
     ],
 )
 def test_sound_recipes_are_let_through(assignments: tuple[str, ...]) -> None:
@@ -121,6 +133,14 @@ def test_learned_teachers_of_a_comparison_count_when_it_is_made() -> None:
         "[teacher.optimizer] name",
     ]
     assert problems(override(recipe, ["compare.teachers=onehot,smoothing"]), comparing=True) == []
+
+
+def test_a_comparison_s_temperatures_count_when_it_is_made() -> None:
+    recipe = changed(*TOP_K, "student.loss.temperature=1", "compare.temperatures=1,4")
+    assert problems(recipe) == []
+    (line,) = problems(recipe, comparing=True)
+    assert "at T = 4" in line
+    assert problems(override(recipe, ["compare.temperatures=1", "student.loss.temperature=4"]), comparing=True) == []
 
 
 def test_a_comparison_over_seeds_needs_students_of_each() -> None:

@@ -36,6 +36,9 @@ REACH = [
     ("teacher.model_args.drop_rate=0.1", True, True, False),
     ("export.format=float32", False, True, False),
     ("export.shard_rows=7", False, True, False),
+    ("export.k=7", False, True, False),
+    ("export.features=true", False, True, False),
+    ("student.loss.allow_topk=true", False, False, True),
     ("student.loss.temperature=2", False, False, True),
 ]
 
