@@ -86,28 +86,34 @@ def resident() -> dict[str, float]:
     """This process's memory in MB: all of it, its own, and the page cache that it has mapped."""
     lines = Path("/proc/self/status").read_text().splitlines()
     found = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmRSS", "RssAnon", "RssFile"))}
-    return {name: int(kilobytes) / 1024 for name, kilobytes in found.items()}
+    return {name: round(int(kilobytes) / 1024, 1) for name, kilobytes in found.items()}
 
 
 def measure(store: LogitStore, rows: int, batches: int, batch_size: int) -> dict[str, object]:
     """Milliseconds a batch after a tenth as many to warm up, and memory before, after and at its most."""
     generator = torch.Generator().manual_seed(0)
     views = torch.zeros(batch_size, dtype=torch.int64)
-    before, most, times = resident(), resident(), []
+    before, most, times, busy = resident(), resident(), [], []
     for number in range(batches + batches // 10):
         indices = torch.randint(rows, (batch_size,), generator=generator)
-        start = time.perf_counter()
+        start, began = time.perf_counter(), time.thread_time()
         store.rows(indices, views)
-        elapsed = time.perf_counter() - start
         if number >= batches // 10:
-            times.append(elapsed * 1000)
-        now = resident()
-        most = {name: max(value, most[name]) for name, value in now.items()}
-    times.sort()
+            times.append(1000 * (time.perf_counter() - start))
+            busy.append(1000 * (time.thread_time() - began))
+        most = {name: max(value, most[name]) for name, value in resident().items()}
     return {
-        "ms": {"median": statistics.median(times), "p99": times[int(0.99 * len(times))], "most": times[-1]},
-        "memory MB": {"before": before, "most": most, "after": resident()},
+        "ms": spread(times),
+        "ms of CPU": spread(busy),
+        "MB": {"before": before, "most": most},
     }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, 99th percentile and largest."""
+    values = sorted(values)
+    found = {"median": statistics.median(values), "p99": values[int(0.99 * len(values))], "most": values[-1]}
+    return {name: round(value, 2) for name, value in found.items()}
 
 
 def main() -> None:

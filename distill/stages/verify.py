@@ -56,7 +56,7 @@ def verify_path(path: Path) -> int:
         problems, files = _all(inside)
     else:
         check = verify_labels if (path / LABELS).exists() else verify_store
-        problems, files = check(path), sum(1 for file in path.iterdir() if file.is_file())
+        problems, files = check(path), sum(1 for file in path.rglob("[!.]*") if file.is_file())
     if problems:
         raise StoreError("\n".join(problems), cure="restore these files from a copy, or make them again.")
     return files
