@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from distill.errors import RecipeError
-from distill.recipe.schema import LEARNED_RULES, LossRecipe, OptimizerRecipe, Recipe, StageRecipe
+from distill.recipe.schema import LEARNED_RULES, LossRecipe, OptimizerRecipe, Recipe, StageRecipe, ViewsRecipe
 
 # Sources that torchvision can download, and those without a test part of their own.
 _DOWNLOADABLE = frozenset({"fashion-mnist", "cifar10", "cifar100"})
@@ -19,6 +19,15 @@ _UNDIVIDED = frozenset({"digits"})
 _LOOK_AHEAD = ("momentum", "sgd", "nesterov", "adam", "adamw")
 # Fields of [student.loss] that a loss does not read.
 _UNUSED: dict[str, tuple[str, ...]] = {"ce": ("temperature", "hard_weight", "soft_weight"), "kd": ()}
+
+# Fields of [views] that say nothing unless one of others is in use.
+_VIEWS_NEED = {
+    "resized_crop_ratio": ("resized_crop",),
+    "randaugment_magnitude": ("randaugment",),
+    "erasing_area": ("erasing",),
+    "erasing_ratio": ("erasing",),
+    "mix_probability": ("mixup", "cutmix"),
+}
 
 
 def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
@@ -35,6 +44,7 @@ def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
         *_data(recipe),
         *_noise(recipe),
         *_views(recipe),
+        *_mixing(recipe, sorted(learned)),
         *_stage(recipe, "teacher", recipe.teacher, recipe.teacher.optimizer),
         *_labels(recipe, sorted(learned)),
         *_imported(recipe),
@@ -96,12 +106,48 @@ def _noise(recipe: Recipe) -> Iterator[str]:
 
 def _views(recipe: Recipe) -> Iterator[str]:
     views = recipe.views
+    drawn = ", ".join(views.drawn)
     orbit = (2 * views.crop_padding + 1) ** 2 * (2 if views.flip else 1)
-    if views.count != "orbit" and views.count > orbit:
+    if views.count == "orbit" and drawn:
+        yield (
+            f'[views] count: found "orbit", but {drawn} cannot be enumerated; '
+            "expected a number of views, or crop_padding and flip alone"
+        )
+    if views.count != "orbit" and not drawn and views.count > orbit:
         yield (
             f"[views] count: found {views.count}, but crop_padding {views.crop_padding} and flip "
             f'{str(views.flip).lower()} have {orbit} different views; expected at most {orbit}, or "orbit"'
         )
+    if views.crop_padding and views.resized_crop:
+        yield (
+            f"[views] crop_padding: found {views.crop_padding} with resized_crop, which crops in its own way; "
+            "leave one of them out"
+        )
+    for name in ("resized_crop", "resized_crop_ratio", "erasing_area", "erasing_ratio"):
+        bounds = getattr(views, name)
+        if bounds and bounds[0] > bounds[1]:
+            found = f"[{bounds[0]:g}, {bounds[1]:g}]"
+            yield f"[views] {name}: found {found}, expected the least first: [{bounds[1]:g}, {bounds[0]:g}]"
+    for name, needed in _VIEWS_NEED.items():
+        given = getattr(views, name) != ViewsRecipe.model_fields[name].default
+        if given and not any(getattr(views, field) for field in needed):
+            verb = "is" if len(needed) == 1 else "are"
+            yield (
+                f"[views] {name}: given, but {' and '.join(needed)} {verb} not in use; "
+                f"set {' or '.join(needed)}, or leave it out"
+            )
+    if (views.mixup or views.cutmix) and not views.mix_probability:
+        yield "[views] mix_probability: found 0 with mixup or cutmix, expected more than 0"
+
+
+def _mixing(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
+    for name in ("mixup", "cutmix"):
+        if getattr(recipe.views, name) and learned:
+            yield (
+                f"[views] {name}: found {getattr(recipe.views, name):g} with {learned[0]} labels, which cannot be "
+                'learned from mixed images yet; leave it out, or set [teacher.labels] rule = "onehot" or "smoothing"'
+            )
+            return
 
 
 def _stage(recipe: Recipe, table: str, stage: StageRecipe, optimizer: OptimizerRecipe) -> Iterator[str]:

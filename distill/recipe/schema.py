@@ -6,23 +6,23 @@ imports torch, so that a bad recipe is refused within a fraction of a second.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from distill.recipe.ranges import (
+    AreaRange,
+    Concentration,
+    Count,
+    ErasingRange,
+    Part,
+    RatioRange,
+    Share,
+    Strength,
+    Temperature,
+    Words,
+)
 
-@dataclass(frozen=True)
-class Words:
-    """What a field expects, where its type and bounds do not say it well."""
-
-    words: str
-
-
-Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Part = Annotated[int | float, Words("a number of images, or a share below 1")]
-Temperature = Annotated[float, Field(ge=0.01, le=1000)]
 LabelRule = Literal["onehot", "smoothing", "class", "instance"]
 LEARNED_RULES: frozenset[str] = frozenset({"class", "instance"})
 
@@ -94,11 +94,48 @@ class ViewsRecipe(Table):
     crop_padding: int = Field(
         default=0, ge=0, le=256, description="Pad by so many pixels, then crop back at a random place."
     )
+    resized_crop: AreaRange = Field(
+        default=(),
+        description="Crop a rectangle of such a share of the area, resize it to the old size; empty: do not.",
+    )
+    resized_crop_ratio: RatioRange = Field(default=(3 / 4, 4 / 3), description="Width over height of that rectangle.")
     flip: bool = Field(default=False, description="Mirror half of the views.")
+    randaugment: int = Field(
+        default=0, ge=0, le=10, description="RandAugment: operations one after the other; 0: none, 2 is usual."
+    )
+    randaugment_magnitude: int = Field(
+        default=9, ge=0, le=30, description="RandAugment: their magnitude on torchvision's scale from 0 to 30."
+    )
+    brightness: Strength = Field(default=0.0, description="Colour jitter: factor within 1 - this and 1 + this.")
+    contrast: Strength = Field(default=0.0, description="Colour jitter: likewise, away from the mean grey.")
+    saturation: Strength = Field(default=0.0, description="Colour jitter: likewise, away from the grey image.")
+    hue: float = Field(
+        default=0.0, ge=0, le=0.5, description="Colour jitter: shift by at most this part of the colour circle."
+    )
+    erasing: Share = Field(default=0.0, description="Random erasing: probability; the rectangle is filled with noise.")
+    erasing_area: ErasingRange = Field(default=(0.02, 1 / 3), description="Random erasing: share of the area.")
+    erasing_ratio: RatioRange = Field(default=(0.3, 1 / 0.3), description="Random erasing: width over height.")
+    mixup: Concentration = Field(default=0.0, description="Mixup: alpha of the Beta distribution; 0: none.")
+    cutmix: Concentration = Field(
+        default=0.0,
+        description="CutMix: alpha of the Beta distribution; 0: none. With mixup: either one, half and half.",
+    )
+    mix_probability: Share = Field(default=1.0, description="Share of the views that mixup and CutMix mix.")
     count: Count | Literal["orbit"] = Field(
         default=1,
         description="Views a store holds of each image: a number, or 'orbit' for every crop and flip there is.",
     )
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """The fields in use whose views cannot be enumerated, so that an orbit has no end."""
+        names = ("resized_crop", "randaugment", "brightness", "contrast", "saturation", "hue", "erasing")
+        return tuple(name for name in (*names, "mixup", "cutmix") if getattr(self, name))
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with others."""
+        return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
 
 
 class OptimizerRecipe(Table):

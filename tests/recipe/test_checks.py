@@ -77,6 +77,19 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     (TOP_K, "[export] format"),
     ((*TOP_K, "student.loss.temperature=1.5"), "[export] format"),
     (("student.loss.allow_topk=true",), "[student.loss] allow_topk"),
+    (("views.count=orbit", "views.erasing=0.5"), "[views] count"),
+    (("views.count=orbit", "views.crop_padding=4", "views.mixup=0.2"), "[views] count"),
+    (("views.crop_padding=4", "views.resized_crop=0.08,1"), "[views] crop_padding"),
+    (("views.resized_crop=1,0.08",), "[views] resized_crop"),
+    (("views.resized_crop=0.1,1", "views.resized_crop_ratio=2,0.5"), "[views] resized_crop_ratio"),
+    (("views.resized_crop_ratio=0.5,2",), "[views] resized_crop_ratio"),
+    (("views.randaugment_magnitude=5",), "[views] randaugment_magnitude"),
+    (("views.erasing_area=0.1,0.2",), "[views] erasing_area"),
+    (("views.erasing_ratio=1,1",), "[views] erasing_ratio"),
+    (("views.mix_probability=0.5",), "[views] mix_probability"),
+    (("views.mixup=0.2", "views.mix_probability=0"), "[views] mix_probability"),
+    ((*LEARNED, "views.mixup=0.2"), "[views] mixup"),
+    ((*LEARNED, "views.cutmix=1"), "[views] cutmix"),
 ]
 
 
@@ -103,6 +116,9 @@ def test_each_rule_names_its_field(assignments: tuple[str, ...], place: str) -> 
         ("teacher.optimizer.name=adamw",),
         ("teacher.labels.estimator=central", "teacher.precision=bfloat16"),
         ("views.count=orbit",),
+        ("views.mixup=0.2", "views.cutmix=1", "views.mix_probability=0.5", "views.count=1000"),
+        (*LEARNED, "views.randaugment=2", "views.erasing=0.25", "views.resized_crop=0.08,1", "views.count=4"),
+        ("views.brightness=0.4", "views.hue=0.5", "views.count=3"),
         ("views.count=162", "views.crop_padding=4", "views.flip=true"),
         ("data.source=folder", "data.root=x", "data.image_size=64", "data.test=0"),
         ("data.source=cifar10", "data.download=true"),
@@ -123,6 +139,33 @@ def test_each_rule_names_its_field(assignments: tuple[str, ...], place: str) -> 
 )
 def test_sound_recipes_are_let_through(assignments: tuple[str, ...]) -> None:
     assert problems(changed(*assignments)) == []
+
+
+@pytest.mark.parametrize(
+    ("assignment", "wanted"),
+    [
+        ("views.resized_crop=0.5", "[views] resized_crop: found an array of 1 items, expected two numbers"),
+        ("views.resized_crop=0,1", "[views] resized_crop[0]: found 0 (an integer), expected a number from 0.0001 to 1"),
+        ("views.erasing_area=[]", "[views] erasing_area: found an empty array, expected two numbers"),
+        ("views.erasing_ratio=1,2,3", "[views] erasing_ratio: found an array of 3 items, expected two numbers"),
+        ("views.hue=0.6", "[views] hue: found 0.6 (a number), expected a number from 0 to 0.5"),
+        ("views.randaugment_magnitude=31", "expected an integer from 0 to 30"),
+        ("views.mixup=-1", "[views] mixup: found -1 (an integer), expected a number from 0 to 100"),
+        ("views.erasing=1.5", "[views] erasing: found 1.5 (a number), expected a number from 0 to 1"),
+        ("views.jitter=1", "[views] jitter is not a field"),
+    ],
+)
+def test_ranges_of_views_are_named(assignment: str, wanted: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        changed(assignment)
+    assert wanted in caught.value.message
+
+
+def test_mixed_views_of_a_comparison_with_learned_teachers() -> None:
+    recipe = changed("views.mixup=0.2", "compare.teachers=onehot,class")
+    assert problems(recipe) == []
+    (line,) = problems(recipe, comparing=True)
+    assert line.startswith("[views] mixup: found 0.2 with class labels")
 
 
 def test_learned_teachers_of_a_comparison_count_when_it_is_made() -> None:
