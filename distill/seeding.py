@@ -52,9 +52,28 @@ def draw(key: int, i: Tensor, k: Tensor) -> Tensor:
     Returns:
         int64 [B], the same for the same (key, i, k) whatever the batch.
     """
+    return _logical_shift(_state(key, i, k), 1)
+
+
+def draw_bytes(key: int, i: Tensor, k: Tensor, count: int) -> Tensor:
+    """Uniform bytes, `count` for each pair of image index and view number: noise for pixels.
+
+    Args:
+        key: what the draw is for, from `derive`.
+        i: image indices, int64 [B].
+        k: view numbers, int64 [B].
+        count: bytes for each.
+
+    Returns:
+        uint8 [B, count], on the device of `i`; fewer bytes are the first of more.
+    """
+    words = torch.arange(1, -(-count // 8) + 1, device=i.device)
+    return _mix(_state(key, i, k)[:, None] + words * _GOLDEN).view(torch.uint8)[:, :count]
+
+
+def _state(key: int, i: Tensor, k: Tensor) -> Tensor:
     state = _mix(i * _GOLDEN + key)
-    state = _mix(state + (k + 1) * _GOLDEN)
-    return _logical_shift(state, 1)
+    return _mix(state + (k + 1) * _GOLDEN)
 
 
 @contextmanager

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from distill.data.batches import Augmentation, Batch, Maker
 from distill.data.contents import Progress
 from distill.data.noise import Labels, plant_noise
 from distill.data.sources import Source, open_source
 from distill.data.split import Splits, shuffled, split, without
-from distill.data.views import make_views, view_of_epoch
+from distill.data.views import view_of_epoch
 from distill.errors import DataError
 from distill.recipe.schema import Recipe, ViewsRecipe
+
+__all__ = [
+    "Batch",
+    "ImageData",
+    "make_batch",
+    "open_data",
+    "ordered_batches",
+    "steps_per_epoch",
+    "training_batches",
+]
 
 # Images that mean and deviation are taken from, at most; fewer where each has to be decoded first.
 _STATISTICS_IMAGES = 10_000
@@ -58,25 +68,6 @@ class ImageData:
     def shape(self) -> tuple[int, int, int]:
         """Channels, height, width."""
         return self.source.shape
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images of one step. True labels are left out on purpose: nothing that trains may see them.
-
-    Args:
-        indices: source indices, int64 [B], on the device.
-        images: float32 [B, ch, H, W], normalised, on the device.
-        given: given labels, int64 [B], on the device.
-        rows: `indices` on the CPU, to look up stored logits without waiting for the device.
-        view: which view each image shows, int64 [B], on the CPU; -1 for an image as it is.
-    """
-
-    indices: Tensor
-    images: Tensor
-    given: Tensor
-    rows: Tensor
-    view: Tensor
 
 
 def open_data(recipe: Recipe, *, progress: Progress | None = None, quick: bool = False) -> ImageData:
@@ -161,7 +152,7 @@ def training_batches(
 
     Args:
         data: the data set.
-        rows: source indices to train on, int64 [n].
+        rows: source indices to train on, int64 [n]; mixed views take their partners from these, too.
         batch_size: B, lowered to n when larger.
         epoch: from 0.
         seed: of the order, and of which numbered view an image begins with.
@@ -178,12 +169,12 @@ def training_batches(
         raise ValueError(f"start = {start}")
     size = min(batch_size, len(rows))
     order = shuffled(rows, seed, "order", epoch)
-    chunks = [order[step * size : (step + 1) * size] for step in range(start, steps_per_epoch(len(rows), batch_size))]
+    steps = range(start, steps_per_epoch(len(rows), batch_size))
+    chunks = (order[step * size : (step + 1) * size] for step in steps)
     pixel_seed = seed if view_seed is None else view_seed
-    to_device = _Normalise(data, torch.device(device))
-    for indices, images in _fetched(data.source, chunks):
-        k = view_of_epoch(indices, epoch, views, seed, numbered)
-        yield to_device(indices, images, k, views, pixel_seed, numbered=numbered)
+    maker = _maker(data, device, Augmentation(views, pixel_seed, numbered, rows))
+    wanted = (maker.want(indices, view_of_epoch(indices, epoch, views, seed, numbered)) for indices in chunks)
+    yield from maker.batches(wanted)
 
 
 def ordered_batches(
@@ -195,6 +186,7 @@ def ordered_batches(
     view: int | None = None,
     views: ViewsRecipe | None = None,
     seed: int = 0,
+    population: Tensor | None = None,
 ) -> Iterator[Batch]:
     """All of `rows`, in their order, for evaluation and export; the last batch may be smaller.
 
@@ -206,64 +198,51 @@ def ordered_batches(
         view: None: the images as they are. A number: this numbered view of all of them; needs `views`.
         views: the augmentation.
         seed: of the views' pixels.
+        population: source indices that mixed views take their partners from, in a fixed order, int64; views that mix
+            need it, and with another one they are other pixels.
 
     Raises:
         DataError: from the source, in the thread of the caller.
     """
     if batch_size < 1 or (view is not None and views is None):
         raise ValueError(f"batch_size = {batch_size}, view = {view}, views = {views}")
-    to_device = _Normalise(data, torch.device(device))
-    for indices, images in _fetched(data.source, list(torch.split(rows, batch_size)) if len(rows) else []):
-        k = torch.full_like(indices, -1 if view is None else view)
-        yield to_device(indices, images, k, None if view is None else views, seed, numbered=True)
+    shown = Augmentation(views, seed, True, _population(population)) if views and view is not None else None
+    maker = _maker(data, device, shown)
+    chunks = torch.split(rows, batch_size) if len(rows) else ()
+    yield from maker.batches(maker.want(part, torch.full_like(part, -1 if view is None else view)) for part in chunks)
 
 
 def make_batch(
-    data: ImageData, indices: Tensor, *, view: int, views: ViewsRecipe, seed: int, device: torch.device | str
+    data: ImageData,
+    indices: Tensor,
+    *,
+    view: int,
+    views: ViewsRecipe,
+    seed: int,
+    device: torch.device | str,
+    population: Tensor | None = None,
 ) -> Batch:
     """One batch of chosen images, augmented without an end of views: int64 [B] source indices -> `Batch`.
 
     Raises:
         DataError: from the source.
+        ValueError: views that mix, and no population to mix with.
     """
-    k = torch.full_like(indices, view)
-    return _Normalise(data, torch.device(device))(indices, data.source.fetch(indices), k, views, seed, numbered=False)
+    maker = _maker(data, device, Augmentation(views, seed, False, _population(population)))
+    wanted = maker.want(indices, torch.full_like(indices, view))
+    return maker.make(wanted, data.source.fetch(wanted.fetched))
 
 
-def _fetched(source: Source, chunks: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Indices and images of each chunk. Leaving the iterator ends what the source's threads do ahead."""
-    with closing(source.stream(chunks)) as stream:
-        yield from zip(chunks, stream, strict=True)
+def _population(rows: Tensor | None) -> Tensor:
+    return torch.empty(0, dtype=torch.int64) if rows is None else rows
 
 
-class _Normalise:
-    """Takes uint8 batches to the device, and makes views and float images there."""
-
-    def __init__(self, data: ImageData, device: torch.device) -> None:
-        std = torch.tensor(data.std, dtype=torch.float64)
-        mean = torch.tensor(data.mean, dtype=torch.float64)
-        # (x / 255 - mean) / std as one multiplication and one addition.
-        self.scale = (1 / (255 * std)).float().to(device).view(1, -1, 1, 1)
-        self.shift = (-mean / std).float().to(device).view(1, -1, 1, 1)
-        self.given = data.labels.given
-        self.device = device
-
-    def move(self, tensor: Tensor) -> Tensor:
-        """To the device without waiting. Memory is pinned first: torch then keeps it until the copy is done."""
-        if self.device.type != "cuda":
-            return tensor.to(self.device)
-        return tensor.pin_memory().to(self.device, non_blocking=True)
-
-    def __call__(
-        self, indices: Tensor, images: Tensor, k: Tensor, views: ViewsRecipe | None, seed: int, *, numbered: bool
-    ) -> Batch:
-        pixels = self.move(images)
-        if views is not None:
-            pixels = make_views(pixels, indices, k, views, seed, numbered=numbered)
-        return Batch(
-            indices=self.move(indices),
-            images=torch.addcmul(self.shift, pixels.float(), self.scale),
-            given=self.move(self.given[indices]),
-            rows=indices,
-            view=k,
-        )
+def _maker(data: ImageData, device: torch.device | str, augmentation: Augmentation | None) -> Maker:
+    return Maker(
+        data.source,
+        data.labels.given,
+        mean=data.mean,
+        std=data.std,
+        device=torch.device(device),
+        augmentation=augmentation,
+    )

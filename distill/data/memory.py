@@ -49,7 +49,7 @@ class MemorySource:
 
     def fetch(self, indices: Tensor) -> Tensor:
         """int64 [B] -> uint8 [B, ch, H, W], in any order, repeated or not."""
-        return self.images[indices]
+        return self.images.index_select(0, indices)
 
     @property
     def unreadable(self) -> dict[int, str]:

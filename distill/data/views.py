@@ -1,33 +1,40 @@
 """Augmentation as a pure function: view k of image i is always the same pixels.
 
-A view is a crop of the zero-padded image, mirrored or not. Which one, is a hash of (seed, i, k), so it can be made
-again in any order, in any batch and in any process. There are (2p + 1)^2 crops for padding p, and twice as many views
-with the flip: the orbit.
+A view is the image cropped, mirrored, recoloured and erased as a hash of (seed, i, k) says, so it can be made again in
+any order, in any batch and in any process: uint8 in, uint8 out, the same on every device. Always in this order:
+
+    crop with padding, or resized crop, and flip    geometry.py
+    RandAugment                                     randaugment.py
+    colour jitter                                   color.py
+    random erasing                                  erasing.py
+    mixup or CutMix with a partner's view k         mixing.py; by the loader, which has to fetch the partner
+
+There are (2p + 1)^2 crops for padding p, and twice as many views with the flip: the orbit. With anything else views are
+drawn, without an end.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data.color import jitter, jitter_parameters
+from distill.data.draws import Boxes, boxes
+from distill.data.erasing import erase, erased_boxes
+from distill.data.geometry import ViewParameters, crop_and_flip, resized_crop
+from distill.data.pixels import in_parts, in_shares
+from distill.data.randaugment import draw_steps, randaugment
 from distill.recipe.schema import ViewsRecipe
 from distill.seeding import derive, draw
 
-
-@dataclass(frozen=True)
-class ViewParameters:
-    """What makes a view: the crop's corner in the padded image, int64 [B] from 0 to 2p, and a mirror, bool [B]."""
-
-    top: Tensor
-    left: Tensor
-    flip: Tensor
+# RandAugment's groups are small in a small part, and then its many calls are what takes the time.
+_LARGE_PART_VALUES = 1 << 20
 
 
 def orbit_size(recipe: ViewsRecipe) -> int:
-    """Number of distinct views: (2p + 1)^2, times 2 with flips."""
+    """Number of distinct crops with padding, (2p + 1)^2, times 2 with flips."""
     shifts: int = (2 * recipe.crop_padding + 1) ** 2
     return shifts * (2 if recipe.flip else 1)
 
@@ -86,55 +93,33 @@ def view_parameters(indices: Tensor, k: Tensor, recipe: ViewsRecipe, seed: int, 
     return ViewParameters(top=top, left=left, flip=flip.bool())
 
 
-def crop_and_flip(images: Tensor, parameters: ViewParameters, padding: int) -> Tensor:
-    """Pads with zeros, crops to the old size, mirrors: [B, ch, H, W] -> [B, ch, H, W], same type and device.
+def crop_boxes(indices: Tensor, k: Tensor, recipe: ViewsRecipe, seed: int, shape: tuple[int, int]) -> Boxes:
+    """What the resized crop of view k of each image cuts out; where ten tries do not fit, the largest at the centre.
 
-    On the CPU each image is copied as a block, on one thread: faster than any batched form, and it does not suffer when
-    other processes use the cores. Elsewhere one gather does all images at once.
+    Args:
+        indices: source indices, int64 [B].
+        k: view numbers, int64 [B].
+        recipe: views with a resized crop.
+        seed: of the views.
+        shape: H and W of the images.
     """
-    if images.device.type == "cpu":
-        return _copy_each(images, parameters, padding)
-    return gather_views(images, parameters, padding)
-
-
-def _copy_each(images: Tensor, parameters: ViewParameters, padding: int) -> Tensor:
-    pixels = images.numpy()
-    height, width = pixels.shape[2:]
-    made = np.zeros(pixels.shape, pixels.dtype)
-    corners = zip(parameters.top.tolist(), parameters.left.tolist(), parameters.flip.tolist(), strict=True)
-    for old, new, (top, left, flip) in zip(pixels, made, corners, strict=True):
-        down, right = top - padding, left - padding
-        rows, columns = max(0, height - abs(down)), max(0, width - abs(right))  # how much of the image is in the crop
-        y, x = max(0, -down), max(0, -right)  # where it begins in the crop
-        from_y, from_x = max(0, down), max(0, right)  # and in the image
-        target = new[:, :, ::-1] if flip else new
-        target[:, y : y + rows, x : x + columns] = old[:, from_y : from_y + rows, from_x : from_x + columns]
-    return torch.from_numpy(made)
-
-
-def gather_views(images: Tensor, parameters: ViewParameters, padding: int) -> Tensor:
-    """`crop_and_flip` as one gather over pixel numbers, without a padded copy; for devices.
-
-    Pixels from outside the image are multiplied by 0. Arguments and result are those of `crop_and_flip`.
-    """
-    batch, channels, height, width = images.shape
-    across = torch.arange(width, device=images.device).expand(batch, -1)
-    column = torch.where(parameters.flip[:, None], width - 1 - across, across) + parameters.left[:, None] - padding
-    row = torch.arange(height, device=images.device) + parameters.top[:, None] - padding
-    inside = ((row >= 0) & (row < height))[:, :, None] & ((column >= 0) & (column < width))[:, None, :]
-    pixel = row.clamp(0, height - 1)[:, :, None] * width + column.clamp(0, width - 1)[:, None, :]
-    chosen = images.reshape(batch, channels, -1).gather(2, pixel.view(batch, 1, -1).expand(-1, channels, -1))
-    return chosen.view_as(images).mul_(inside[:, None])
+    height, width = shape
+    ratio = recipe.resized_crop_ratio
+    drawn, found = boxes(seed, "resized-crop", indices, k, shape, recipe.resized_crop, ratio, smaller=False)
+    tall, wide = min(height, max(1, round(width / ratio[0]))), min(width, max(1, round(height * ratio[1])))
+    centre = Boxes(*(torch.full_like(indices, n) for n in ((height - tall) // 2, (width - wide) // 2, tall, wide)))
+    names = ("top", "left", "height", "width")
+    return Boxes(*(torch.where(found, getattr(drawn, name), getattr(centre, name)) for name in names))
 
 
 def make_views(images: Tensor, indices: Tensor, k: Tensor, recipe: ViewsRecipe, seed: int, *, numbered: bool) -> Tensor:
-    """View k of each image; a pure function of (image, index, k, seed).
+    """View k of each image, before it is mixed with others: a pure function of (image, index, k, seed).
 
     Args:
         images: uint8 [B, ch, H, W], on any device.
         indices: source indices, int64 [B], on the CPU.
         k: view numbers, int64 [B], on the CPU.
-        recipe: the views; without padding and flip, the images come back as they are.
+        recipe: the views; with none at all, the images come back as they are.
         seed: of the views.
         numbered: as for `view_parameters`.
 
@@ -142,11 +127,54 @@ def make_views(images: Tensor, indices: Tensor, k: Tensor, recipe: ViewsRecipe, 
         uint8 [B, ch, H, W], on the images' device.
     """
     parameters = view_parameters(indices, k, recipe, seed, numbered=numbered)
-    if orbit_size(recipe) == 1:
+    if not recipe.resized_crop and orbit_size(recipe) > 1:
+        images = crop_and_flip(images, parameters, recipe.crop_padding)
+    if not set(recipe.drawn) - {"mixup", "cutmix"}:
         return images
-    moved = ViewParameters(
-        top=parameters.top.to(images.device, non_blocking=True),
-        left=parameters.left.to(images.device, non_blocking=True),
-        flip=parameters.flip.to(images.device, non_blocking=True),
-    )
-    return crop_and_flip(images, moved, recipe.crop_padding)
+
+    rest = partial(_uncounted, recipe=recipe, seed=seed)
+    return in_shares(rest, images, indices, k, parameters.flip)
+
+
+def _uncounted(images: Tensor, indices: Tensor, k: Tensor, flip: Tensor, *, recipe: ViewsRecipe, seed: int) -> Tensor:
+    """Everything but the crop with padding and its flip; a resized crop's flip is made here. Shapes as above."""
+    shape = (images.shape[2], images.shape[3])
+    if recipe.resized_crop:
+        images = in_parts(resized_crop, images, crop_boxes(indices, k, recipe, seed, shape), flip)
+    if recipe.randaugment:
+        operate = partial(randaugment, magnitude=recipe.randaugment_magnitude)
+        steps = draw_steps(indices, k, recipe.randaugment, seed)
+        images = in_parts(operate, images, steps, values=_LARGE_PART_VALUES)
+    if recipe.brightness or recipe.contrast or recipe.saturation or recipe.hue:
+        images = in_parts(jitter, images, jitter_parameters(indices, k, recipe, seed))
+    if recipe.erasing:
+        images = erase(images, erased_boxes(indices, k, recipe, seed, shape), indices, k, seed)
+    return images
+
+
+def in_words(recipe: ViewsRecipe) -> str:
+    """What the views are made of, for people: "crop with padding 4, flip, ..."."""
+    parts = []
+    if recipe.crop_padding:
+        parts.append(f"crop with padding {recipe.crop_padding}")
+    if recipe.resized_crop:
+        area, ratio = _range(recipe.resized_crop), _range(recipe.resized_crop_ratio)
+        parts.append(f"resized crop of {area} of the area, {ratio} times as wide as high")
+    if recipe.flip:
+        parts.append("flip")
+    if recipe.randaugment:
+        parts.append(f"RandAugment of {recipe.randaugment} operations at magnitude {recipe.randaugment_magnitude}")
+    jittered = [name for name in ("brightness", "contrast", "saturation", "hue") if getattr(recipe, name)]
+    parts += [f"{name} +-{getattr(recipe, name):g}" for name in jittered]
+    if recipe.erasing:
+        area = _range(recipe.erasing_area)
+        parts.append(f"erasing of {area} of the area with probability {recipe.erasing:g}")
+    mixes = [f"{name} (alpha {getattr(recipe, name):g})" for name in ("mixup", "cutmix") if getattr(recipe, name)]
+    if mixes:
+        often = "" if recipe.mix_probability == 1 else f" with probability {recipe.mix_probability:g}"
+        parts.append(" or ".join(mixes) + often)
+    return ", ".join(parts) or "the images as they are"
+
+
+def _range(bounds: tuple[float, ...]) -> str:
+    return f"{bounds[0]:.3g} to {bounds[1]:.3g}"

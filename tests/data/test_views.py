@@ -5,10 +5,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
+from distill.data.geometry import ViewParameters, crop_and_flip, gather_views
 from distill.data.views import (
-    ViewParameters,
-    crop_and_flip,
-    gather_views,
     make_views,
     orbit_size,
     view_count,
