@@ -24,7 +24,7 @@ from distill.bilevel.lookahead import Clip, LookAhead, laid_out_like_parameters
 from distill.bilevel.update import Update
 from distill.data.loader import Batch
 from distill.labels.rules import LabelRule
-from distill.losses.soft import cross_entropy
+from distill.losses.soft import cross_entropy, mixed
 from distill.seeding import derive
 
 
@@ -117,6 +117,9 @@ class PlainStep:
         """See `Step`; there is nothing to learn."""
         logits = self.training.forward(batch, number)
         losses, _ = self.training.rule.loss(logits, batch.indices, batch.given)
+        if batch.mix is not None:
+            of_partners, _ = self.training.rule.loss(logits, batch.mix.indices, batch.mix.given)
+            losses = mixed(losses, of_partners, batch.mix.share)
         loss = losses.mean()
         self.training.update.backward(loss)
         self.training.update.step()

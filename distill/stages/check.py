@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from distill.data.loader import ImageData, open_data, steps_per_epoch
-from distill.data.views import view_count
+from distill.data.views import in_words, view_count
 from distill.errors import UserError
 from distill.models import zoo
 from distill.models.zoo import ModelSpec
@@ -80,6 +80,9 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
         if ignored := data.source.ignored:
             kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in ignored.items())
             report.notes.append(f"[data] root: files that are not taken for images: {kinds}")
+        report.notes += _colourless(recipe, data)
+    count = "the whole orbit" if recipe.views.count == "orbit" else f"{recipe.views.count}"
+    report.plan["views"] = {"made of": in_words(recipe.views), "stored": count}
     for table, stage in (("teacher", recipe.teacher), ("student", recipe.student)):
         with _collected(report):
             if shape is not None:
@@ -172,6 +175,13 @@ def _stage_plan(
         learned = labels.rule in LEARNED_RULES
         plan["labels"] = f"{labels.rule}, {labels.meta} meta, {labels.estimator}" if learned else labels.rule
     return plan
+
+
+def _colourless(recipe: Recipe, data: ImageData) -> Iterator[str]:
+    """Colour jitter that images of one channel have no colour for."""
+    for name in ("saturation", "hue"):
+        if getattr(recipe.views, name) and data.shape[0] != 3:
+            yield f"[views] {name}: images of {data.shape[0]} channel have no colour, so it changes nothing"
 
 
 def _lowered(recipe: Recipe, table: str, stage: StageRecipe, data: ImageData) -> Iterator[str]:

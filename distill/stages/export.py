@@ -173,6 +173,7 @@ def teacher_outputs(
         view=view,
         views=recipe.views,
         seed=recipe.seed,
+        population=stored_rows(data),
     )
     for batch in batches:
         if features:

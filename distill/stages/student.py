@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from distill.bilevel.update import Update
 from distill.data.loader import Batch, ImageData, open_data, steps_per_epoch, training_batches
 from distill.errors import RunError, StoreError
 from distill.losses.logit import kd
-from distill.losses.soft import cross_entropy
+from distill.losses.soft import cross_entropy, mixed
 from distill.models import zoo
 from distill.recipe.checks import check_recipe, needs_all_logits
 from distill.recipe.digest import student_digest
@@ -100,7 +101,9 @@ def _open_store(folder: Path, origin: Origin, recipe: Recipe, run: Path) -> Logi
     manifest = read_manifest(folder)
     stored = manifest.origin
     if stored.views != origin.views:
-        views = " ".join(f"--set views.{name}={json.dumps(value)}" for name, value in origin.views.items())
+        changed = {name: value for name, value in origin.views.items() if stored.views.get(name) != value}
+        assigned = (shlex.quote(f"views.{name}={json.dumps(value)}") for name, value in changed.items())
+        views = " ".join(f"--set {assignment}" for assignment in assigned)
         raise StoreError(
             f"{folder}: holds other views: {stored.views}, expected {recipe.views.model_dump(mode='json')}",
             cure=f"leave [views] as the store has them, or run `distill export --teacher {run} {views}`.",
@@ -150,7 +153,7 @@ class StudentTask:
         loss = self.recipe.student.loss
         seed = derive(self.seed, "student-forward", number)
         logits = training_forward(self.model, batch.images, seed=seed, precision=self.recipe.student.precision).float()
-        hard = cross_entropy(logits, batch.given).mean()
+        hard = hard_loss(logits, batch).mean()
         losses = {"hard": hard}
         total = hard
         if loss.name == "kd":
@@ -176,6 +179,12 @@ class StudentTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Task`."""
         self.update.load_state_dict(state)
+
+
+def hard_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Cross-entropy with the given labels, of both partners where views are mixed: logits [B, C] -> [B]."""
+    own = cross_entropy(logits, batch.given)
+    return own if batch.mix is None else mixed(own, cross_entropy(logits, batch.mix.given), batch.mix.share)
 
 
 def _write(task: StudentTask, plan: Plan) -> dict[str, str]:

@@ -121,6 +121,11 @@ class TeacherTask:
         labels = self.recipe.teacher.labels
         if not isinstance(self.rule, Learned):
             return PlainStep(self.training)
+        if self.recipe.views.mixes:
+            raise BilevelError(
+                f"{labels.rule} labels cannot be learned from mixed images yet",
+                cure="leave views.mixup and views.cutmix out, or take fixed labels.",
+            )
         self.listener(Notice(f"label rows: {labels.optimizer}, backend {self.rule.backend}"))
         self.label_step = LabelStep(self.rule, self._choose(0), labels.meta_gradient_mean)
         if labels.meta == "held-out":
