@@ -1,72 +1,168 @@
-"""Crop and flip of a batch: `distill.data.views.make_views` against torchvision's v2 functions, one image at a time.
+"""Views a second: `make_views` on whole batches against torchvision's v2 transforms in a torch DataLoader.
 
-Run: python benchmarks/views.py [--threads 2]
+Both start from the same uint8 images in memory and end with uint8 batches. The DataLoader applies the transforms image
+by image, as its users do, with 0, 1 and 2 workers; the best of the three counts. Every round times both sides, ours
+first, and takes a ratio; reported are the medians. Mixup and CutMix are torchvision's too, applied to whole batches
+after the loader, and with the same pixels for both partners, where ours shows the partner's own view.
+
+Run: python benchmarks/views.py [--threads 2] [--rounds 3] [--only NAME]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
-from distill.data.views import make_views, view_parameters
+from distill.data.batches import Augmentation, Maker
+from distill.data.memory import MemorySource
 from distill.recipe.schema import ViewsRecipe
 
-CASES = ((128, (3, 32, 32), 4), (512, (3, 32, 32), 4), (128, (1, 28, 28), 2), (32, (3, 224, 224), 28))
+WORKERS = (0, 1, 2)
+# shape, batch, images an epoch of ours, images an epoch of the DataLoader's
+SHAPES = (((3, 32, 32), 256, 8192, 2048), ((1, 28, 28), 256, 8192, 2048), ((3, 224, 224), 32, 256, 128))
 
 
-def one_by_one(images: Tensor, indices: Tensor, k: Tensor, views: ViewsRecipe) -> Tensor:
-    """The same views, each image padded, cropped and mirrored by torchvision."""
-    drawn = view_parameters(indices, k, views, 0, numbered=False)
-    height, width = images.shape[2:]
-    made = []
-    for image, top, left, flip in zip(
-        images, drawn.top.tolist(), drawn.left.tolist(), drawn.flip.tolist(), strict=True
-    ):
-        view = tv.crop(tv.pad(image, [views.crop_padding] * 4), top, left, height, width)
-        made.append(tv.horizontal_flip(view) if flip else view)
-    return torch.stack(made)
+@dataclass(frozen=True)
+class Pipeline:
+    """The same augmentation for both."""
+
+    name: str
+    fields: dict[str, Any]
+    theirs: Callable[[int], list[Any]]
+    on_batches: Callable[[], Any] | None = None
 
 
-def seconds(call: Callable[[], object], repeats: int) -> float:
-    """Median time of a call, after one that is not counted."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+RESIZED = {"resized_crop": (0.08, 1.0), "flip": True}
+JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
+
+
+def cropped(side: int) -> list[Any]:
+    """The KD literature's."""
+    return [v2.RandomCrop(side, padding=side // 8), v2.RandomHorizontalFlip()]
+
+
+def resized(side: int) -> list[Any]:
+    """ImageNet's."""
+    return [v2.RandomResizedCrop(side, antialias=True), v2.RandomHorizontalFlip()]
+
+
+PIPELINES = (
+    Pipeline("crop, flip", {"flip": True}, cropped),
+    Pipeline("resized crop, flip", RESIZED, resized),
+    Pipeline(
+        "resized crop, flip, jitter", RESIZED | JITTER, lambda s: [*resized(s), v2.ColorJitter(0.4, 0.4, 0.4, 0.1)]
+    ),
+    Pipeline(
+        "resized crop, flip, RandAugment", RESIZED | {"randaugment": 2}, lambda s: [*resized(s), v2.RandAugment()]
+    ),
+    Pipeline(
+        "resized crop, flip, RandAugment, erasing",
+        RESIZED | {"randaugment": 2, "erasing": 0.25},
+        lambda s: [*resized(s), v2.RandAugment(), v2.RandomErasing(0.25, value=0)],
+    ),
+    Pipeline("crop, flip, mixup", {"flip": True, "mixup": 0.8}, cropped, lambda: v2.MixUp(alpha=0.8, num_classes=10)),
+    Pipeline(
+        "crop, flip, cutmix", {"flip": True, "cutmix": 1.0}, cropped, lambda: v2.CutMix(alpha=1.0, num_classes=10)
+    ),
+)
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Images in memory with torchvision's transforms, one at a time."""
+
+    def __init__(self, images: Tensor, transforms: list[Any]) -> None:
+        self.images = images
+        self.transform = v2.Compose(transforms)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), index % 10
+
+
+def ours(images: Tensor, pipeline: Pipeline, batch: int) -> Iterator[Tensor]:
+    """An epoch of our batches, uint8: indices in, views out, partners fetched where views are mixed."""
+    side = images.shape[-1]
+    fields = pipeline.fields if "resized_crop" in pipeline.fields else pipeline.fields | {"crop_padding": side // 8}
+    recipe = ViewsRecipe.model_validate(fields)
+    everything = torch.arange(len(images))
+    source = MemorySource("random", tuple("0123456789"), images, everything % 10)
+    channels = images.shape[1]
+    maker = Maker(
+        source,
+        source.targets,
+        mean=(0.5,) * channels,
+        std=(0.5,) * channels,
+        device=torch.device("cpu"),
+        augmentation=Augmentation(recipe, 0, False, everything),
+    )
+    for indices in everything.split(batch):
+        wanted = maker.want(indices, torch.zeros_like(indices))
+        pixels = maker.pixels(wanted, source.fetch(wanted.fetched))
+        yield pixels
+
+
+def per_second(epoch: Callable[[], Iterator[Tensor]]) -> float:
+    """Images a second over an epoch, after its first batch: workers take a while to start."""
+    batches = epoch()
+    next(batches)
+    began, count = time.perf_counter(), 0
+    for images in batches:
+        count += len(images)
+    return count / (time.perf_counter() - began)
+
+
+def one_loader(images: Tensor, pipeline: Pipeline, batch: int, workers: int) -> float:
+    """Images a second of one DataLoader."""
+    dataset = Images(images, pipeline.theirs(images.shape[-1]))
+    mixer = pipeline.on_batches() if pipeline.on_batches else None
+
+    def epoch() -> Iterator[Tensor]:
+        for pixels, labels in DataLoader(dataset, batch_size=batch, num_workers=workers):
+            yield mixer(pixels.float(), labels)[0] if mixer else pixels
+
+    return per_second(epoch)
 
 
 def main() -> None:
-    """Prints one line a case."""
+    """Prints one line for each shape and pipeline."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", default="", help="pipelines whose name ends so")
+    parser.add_argument("--shape", type=int, default=None, help="number of one shape, from 0")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(f"torch {torch.__version__}, {arguments.threads} threads, median of {arguments.repeats}")
-    print("batch  shape         make_views img/s  torchvision v2 img/s  ratio")
-    for batch, shape, padding in CASES:
-        views = ViewsRecipe(crop_padding=padding, flip=True)
-        images = torch.randint(0, 256, (batch, *shape), dtype=torch.uint8)
-        indices = torch.arange(batch)
-
-        def ours(images: Tensor = images, indices: Tensor = indices, views: ViewsRecipe = views) -> Tensor:
-            return make_views(images, indices, indices, views, 0, numbered=False)
-
-        def theirs(images: Tensor = images, indices: Tensor = indices, views: ViewsRecipe = views) -> Tensor:
-            return one_by_one(images, indices, indices, views)
-
-        assert torch.equal(ours(), theirs())
-        fast, slow = (batch / seconds(call, arguments.repeats) for call in (ours, theirs))
-        print(f"{batch:5}  {shape!s:12}  {fast:16,.0f}  {slow:20,.0f}  {fast / slow:5.1f}")
+    load = os.getloadavg()[0]
+    print(f"torch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds, load before {load:.1f}")
+    print(f"{'shape':14}{'pipeline':42}{'ours img/s':>12}{'DataLoader':>12}{'workers':>8}{'ratio':>8}")
+    for number, (shape, batch, many, few) in enumerate(SHAPES):
+        if arguments.shape not in (None, number):
+            continue
+        images = torch.randint(0, 256, (many, *shape), dtype=torch.uint8)
+        for pipeline in PIPELINES:
+            if not pipeline.name.endswith(arguments.only):
+                continue
+            rounds = []
+            for _ in range(arguments.rounds):
+                fast = per_second(lambda p=pipeline, i=images, b=batch: ours(i, p, b))
+                slow = {workers: one_loader(images[:few], pipeline, batch, workers) for workers in WORKERS}
+                best = max(slow, key=lambda workers: slow[workers])
+                rounds.append((fast, slow[best], best, fast / slow[best]))
+            fast, slow_best, ratio = (statistics.median(r[column] for r in rounds) for column in (0, 1, 3))
+            what = f"{'x'.join(map(str, shape)):14}{pipeline.name:42}"
+            print(f"{what}{fast:12,.0f}{slow_best:12,.0f}{rounds[0][2]:8}{ratio:8.1f}", flush=True)
 
 
 if __name__ == "__main__":
