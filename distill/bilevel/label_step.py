@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from distill.bilevel.contract import Estimator, InnerStep, Tensors
 from distill.bilevel.estimators import from_state, state_of
 from distill.bilevel.lookahead import laid_out_like_parameters
+from distill.bilevel.targets import Target
 from distill.errors import BilevelError
 from distill.labels.rules import Learned
 
@@ -31,7 +32,7 @@ class LabelStep:
         self.updates = 0
         self.finite: Tensor | None = None
 
-    def __call__(self, model: nn.Module, inner: InnerStep, indices: Tensor, given: Tensor, r: Tensors) -> None:
+    def __call__(self, model: nn.Module, inner: InnerStep, target: Target, r: Tensors) -> None:
         """Judges the labels of an inner step by the meta gradient r at theta' and moves them."""
         if inner.look_ahead.lr == 0:
             return  # the step did not move the network, so it says nothing about its labels
@@ -40,7 +41,9 @@ class LabelStep:
         self.finite = finite if self.finite is None else self.finite & finite
         # Without lr/B the label step means the same at every batch size and point of the schedule.
         scale = inner.images.shape[0] / inner.look_ahead.lr
-        self.rule.learn(indices, given, inner.labels, gradient, scale=scale)
+        if target.shares is not None:
+            gradient = torch.cat([gradient, gradient])
+        self.rule.learn(target.indices, target.given, target.parts, gradient, scale=scale, shares=target.shares)
 
     def _averaged(self, r: Tensors) -> Tensors:
         if self.decay == 0:

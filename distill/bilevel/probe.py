@@ -19,10 +19,10 @@ from distill.bilevel.estimators import APPROXIMATIONS, ESTIMATORS, EXACT, ORDER,
 from distill.bilevel.finite_difference import FiniteDifference
 from distill.bilevel.lookahead import LookAhead, SGDRule
 from distill.bilevel.step import Training
+from distill.bilevel.targets import given_loss, soft_loss
 from distill.bilevel.update import gradient_by_name
 from distill.data.loader import Batch
 from distill.errors import BilevelError
-from distill.losses.soft import cross_entropy
 
 MINIMUM_COSINE = {"float32": 0.999, "bfloat16": 0.99, "float16": 0.99}  # half precision rounds the function itself
 MAXIMUM_SCALE = 1.05  # the cosine does not see a wrong factor
@@ -119,21 +119,21 @@ def trial_step(
 ) -> tuple[InnerStep, Tensors]:
     """An inner step and a meta gradient at today's parameters, without stepping."""
     parameters = lookahead.trained_parameters(training.model)
-    labels = training.rule.labels(batch.indices, batch.given)
     seed = training.forward_seed(0)
     with torch.no_grad(), hygiene.kept_features(training.model, wanted=keep_features) as features:
         logits = hygiene.silent_forward(
             training.model, parameters, batch.images, seed=seed, precision=training.precision
         )
+        _, target = soft_loss(training.rule, logits, batch)
     # Refuses an optimiser without a rule.
-    inner = training.record(batch, 0, logits, labels, None, keep_state=False, features=features)
+    inner = training.record(batch, 0, logits, target.labels, None, keep_state=False, features=features)
     # The derivative is on trial here, not the optimiser, which has no state yet: a plain step stands in.
     plain = SGDRule(lr=1.0, momentum=0.0, dampening=0.0, nesterov=False, weight_decay=0.0, first=True)
     inner = replace(inner, look_ahead=LookAhead(dict.fromkeys(parameters, plain)))
     # A direction is all that is needed, and in float16 one would have to find a scale for its loss first.
     precision = "float32" if training.precision == "float16" else training.precision
     meta_logits = hygiene.silent_forward(training.model, parameters, meta.images, seed=seed, precision=precision)
-    return inner, gradient_by_name(cross_entropy(meta_logits, meta.given).mean(), training.model, retain_graph=False)
+    return inner, gradient_by_name(given_loss(meta_logits, meta).mean(), training.model, retain_graph=False)
 
 
 def reference_gradient(model: nn.Module, inner: InnerStep, r: Tensors) -> tuple[Tensor, str]:

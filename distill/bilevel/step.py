@@ -21,10 +21,10 @@ from distill.bilevel import hygiene, lookahead
 from distill.bilevel.contract import InnerStep, Tensors
 from distill.bilevel.label_step import LabelStep
 from distill.bilevel.lookahead import Clip, LookAhead, laid_out_like_parameters
+from distill.bilevel.targets import Target, given_loss, soft_loss
 from distill.bilevel.update import Update
 from distill.data.loader import Batch
 from distill.labels.rules import LabelRule
-from distill.losses.soft import cross_entropy, mixed
 from distill.seeding import derive
 
 
@@ -116,10 +116,7 @@ class PlainStep:
     def __call__(self, batch: Batch, number: int, *, learn: bool) -> dict[str, Tensor]:
         """See `Step`; there is nothing to learn."""
         logits = self.training.forward(batch, number)
-        losses, _ = self.training.rule.loss(logits, batch.indices, batch.given)
-        if batch.mix is not None:
-            of_partners, _ = self.training.rule.loss(logits, batch.mix.indices, batch.mix.given)
-            losses = mixed(losses, of_partners, batch.mix.share)
+        losses, _ = soft_loss(self.training.rule, logits, batch)
         loss = losses.mean()
         self.training.update.backward(loss)
         self.training.update.step()
@@ -153,21 +150,28 @@ class HeldOutStep:
             hygiene.kept_buffers(training.model, wanted=learn) as buffers,
         ):
             logits = training.forward(batch, number)
-        losses, labels = training.rule.loss(logits, batch.indices, batch.given)
+        losses, target = soft_loss(training.rule, logits, batch)
         loss = losses.mean()
         clip = training.update.backward(loss)
         if not learn:
             training.update.step()
             return {"loss": loss.detach()}
         inner = training.record(
-            batch, number, logits, labels, clip, keep_state=estimator.needs_state, features=features, buffers=buffers
+            batch,
+            number,
+            logits,
+            target.labels,
+            clip,
+            keep_state=estimator.needs_state,
+            features=features,
+            buffers=buffers,
         )
         if not training.update.step():
             return {"loss": loss.detach()}  # the network did not move, which says nothing about its labels
         meta_loss = self._meta_loss(number)
         r = training.update.meta_gradient(meta_loss, retain_graph=False)
         if r is not None:
-            self.label_step(training.model, inner, batch.indices, batch.given, r)
+            self.label_step(training.model, inner, target, r)
         return {"loss": loss.detach(), "meta_loss": meta_loss.detach()}
 
     def _meta_loss(self, number: int) -> Tensor:
@@ -180,7 +184,7 @@ class HeldOutStep:
             seed=derive(self.training.seed, "meta-forward", number),
             precision=self.training.precision,
         )
-        return cross_entropy(logits, meta.given).mean()
+        return given_loss(logits, meta).mean()
 
     def state_dict(self) -> dict[str, Any]:
         """Float16's scale, and the label step's."""
@@ -201,8 +205,7 @@ class Pending:
     """A batch whose labels wait to be judged by the next one."""
 
     inner: InnerStep
-    indices: Tensor  # int64 [B]
-    given: Tensor  # int64 [B]
+    target: Target
 
 
 class NextBatchStep:
@@ -224,28 +227,28 @@ class NextBatchStep:
         pending, self.pending = self.pending, None
         told, r = {}, None
         if pending is not None:
-            told["meta_loss"] = cross_entropy(logits, batch.given).mean()
+            told["meta_loss"] = given_loss(logits, batch).mean()
             r = training.update.meta_gradient(told["meta_loss"], retain_graph=True)
-        losses, labels = training.rule.loss(logits, batch.indices, batch.given)
+        losses, target = soft_loss(training.rule, logits, batch)
         told["loss"] = losses.mean()
         clip = training.update.backward(told["loss"])
         # Judged only now that the graph is freed, so that the two never lie in memory together. A class table's labels
         # are therefore those from before this judgement; instance rows of two batches in a row hardly ever meet.
         if pending is not None and r is not None:
-            self.label_step(training.model, pending.inner, pending.indices, pending.given, r)
+            self.label_step(training.model, pending.inner, pending.target, r)
         waiting = None
         if learn:
             inner = training.record(
                 batch,
                 number,
                 logits,
-                labels,
+                target.labels,
                 clip,
                 keep_state=estimator.needs_state,
                 features=features,
                 buffers=buffers,
             )
-            waiting = Pending(inner, batch.indices, batch.given)
+            waiting = Pending(inner, target)
         if training.update.step():
             self.pending = waiting  # else the network did not move, which says nothing about its labels
         return {name: value.detach() for name, value in told.items()}
@@ -255,10 +258,10 @@ class NextBatchStep:
         state: dict[str, Any] = {"update": self.training.update.state_dict(), "pending": None}
         state["label_step"] = self.label_step.state_dict()
         if self.pending is not None:
-            inner = self.pending.inner
+            inner, target = self.pending.inner, self.pending.target
             plain = {name: getattr(inner, name) for name in InnerStep.__dataclass_fields__ if name != "look_ahead"}
-            rest = {"indices": self.pending.indices, "given": self.pending.given}
-            state["pending"] = plain | rest | {"look_ahead": inner.look_ahead.state_dict()}
+            rest = {"target": dict(vars(target)), "look_ahead": inner.look_ahead.state_dict()}
+            state["pending"] = plain | rest
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -272,11 +275,11 @@ class NextBatchStep:
         kept: dict[str, Any] = {
             name: t.to(device) if isinstance(t, Tensor) else t for name, t in state["pending"].items()
         }
-        indices, given = kept.pop("indices"), kept.pop("given")
+        target = {name: None if t is None else t.to(device) for name, t in kept.pop("target").items()}
         kept["look_ahead"] = LookAhead.from_state(kept["look_ahead"], self.training.model)
         kept["buffers"] = {name: t.to(device) for name, t in kept["buffers"].items()}
         kept["theta"] = laid_out_like_parameters(kept["theta"], self.training.model)
-        self.pending = Pending(InnerStep(**kept), indices, given)
+        self.pending = Pending(InnerStep(**kept), Target(**target))
 
     def check(self) -> None:
         """See `Step`."""

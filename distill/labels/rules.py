@@ -121,7 +121,16 @@ class Learned:
         assert kept is not None
         return loss, kept
 
-    def learn(self, indices: Tensor, given: Tensor, labels: Tensor, gradient: Tensor, *, scale: Tensor | float) -> None:
+    def learn(
+        self,
+        indices: Tensor,
+        given: Tensor,
+        labels: Tensor,
+        gradient: Tensor,
+        *,
+        scale: Tensor | float,
+        shares: Tensor | None = None,
+    ) -> None:
         """Takes one label step.
 
         Args:
@@ -130,6 +139,7 @@ class Learned:
             labels: the labels that the gradient was taken at, [B, C].
             gradient: dL_meta/dy, [B, C].
             scale: B/lr, which frees the gradient from the batch size and the schedule: a number, or [] on the device.
+            shares: of each label in the one that the gradient is for, [B], where images were mixed; None: 1.
         """
         if isinstance(scale, Tensor):
             scale = scale.to(gradient.dtype)
@@ -140,8 +150,21 @@ class Learned:
         else:
             gradient = gradient * scale
         rows = self.table.rows(indices, given)
+        if shares is not None:
+            gradient = gradient * self._weights(rows, shares.to(gradient.dtype)).unsqueeze(1)
         self.optimizer.update(rows, gradient)
         self.table.project_(rows)
+
+    def _weights(self, rows: Tensor, shares: Tensor) -> Tensor:
+        """What mixed labels' gradients weigh, [B]. For a class row's mean over its images, a share of one is a part."""
+        if self.table.kind != "class":
+            return shares
+        # The optimiser divides by the number of entries; here by their number and not by their shares is undone.
+        entries, total = torch.zeros(2, self.table.classes, dtype=shares.dtype, device=shares.device)
+        entries.index_add_(0, rows, torch.ones_like(shares))
+        total.index_add_(0, rows, shares)
+        smallest = torch.finfo(shares.dtype).tiny
+        return shares * (entries / total.clamp(min=smallest))[rows]
 
     def end_epoch(self, epoch: int, epochs: int) -> None:
         """Averages and keeps what the end of an epoch (counted from 1) asks for."""

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from distill.bilevel.hygiene import training_forward
+from distill.bilevel.targets import given_loss
 from distill.bilevel.update import Update
 from distill.data.loader import Batch, ImageData, open_data, steps_per_epoch, training_batches
 from distill.errors import RunError, StoreError
 from distill.losses.logit import kd
-from distill.losses.soft import cross_entropy, mixed
 from distill.models import zoo
 from distill.recipe.checks import check_recipe, needs_all_logits
 from distill.recipe.digest import student_digest
@@ -153,7 +153,7 @@ class StudentTask:
         loss = self.recipe.student.loss
         seed = derive(self.seed, "student-forward", number)
         logits = training_forward(self.model, batch.images, seed=seed, precision=self.recipe.student.precision).float()
-        hard = hard_loss(logits, batch).mean()
+        hard = given_loss(logits, batch).mean()
         losses = {"hard": hard}
         total = hard
         if loss.name == "kd":
@@ -179,12 +179,6 @@ class StudentTask:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Task`."""
         self.update.load_state_dict(state)
-
-
-def hard_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy with the given labels, of both partners where views are mixed: logits [B, C] -> [B]."""
-    own = cross_entropy(logits, batch.given)
-    return own if batch.mix is None else mixed(own, cross_entropy(logits, batch.mix.given), batch.mix.share)
 
 
 def _write(task: StudentTask, plan: Plan) -> dict[str, str]:

@@ -121,11 +121,6 @@ class TeacherTask:
         labels = self.recipe.teacher.labels
         if not isinstance(self.rule, Learned):
             return PlainStep(self.training)
-        if self.recipe.views.mixes:
-            raise BilevelError(
-                f"{labels.rule} labels cannot be learned from mixed images yet",
-                cure="leave views.mixup and views.cutmix out, or take fixed labels.",
-            )
         self.listener(Notice(f"label rows: {labels.optimizer}, backend {self.rule.backend}"))
         self.label_step = LabelStep(self.rule, self._choose(0), labels.meta_gradient_mean)
         if labels.meta == "held-out":
@@ -173,11 +168,13 @@ class TeacherTask:
         )
 
     def meta_batch(self, number: int) -> Batch:
-        """Some of the held-out images, augmented like training images; a function of seed and step number."""
+        """Some of the held-out images, augmented like training images but never mixed: what judges is one given label.
+
+        A function of seed and step number.
+        """
+        views = self.recipe.views.model_copy(update={"mixup": 0.0, "cutmix": 0.0})
         indices = self._meta_rows(number)
-        batch = make_batch(
-            self.data, indices, view=number, views=self.recipe.views, seed=self.recipe.seed, device=self.device
-        )
+        batch = make_batch(self.data, indices, view=number, views=views, seed=self.recipe.seed, device=self.device)
         if self.data.source.decodes:
             self.data.source.prepare(self._meta_rows(number + self.recipe.teacher.labels.every))
         return batch
