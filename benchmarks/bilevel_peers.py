@@ -82,10 +82,19 @@ class Labels(Learned):
 
     gradient: Tensor | None = None  # dL_meta/dy, [B, C]
 
-    def learn(self, indices: Tensor, given: Tensor, labels: Tensor, gradient: Tensor, *, scale: Tensor | float) -> None:
+    def learn(
+        self,
+        indices: Tensor,
+        given: Tensor,
+        labels: Tensor,
+        gradient: Tensor,
+        *,
+        scale: Tensor | float,
+        shares: Tensor | None = None,
+    ) -> None:
         """See `Learned`."""
         self.gradient = gradient
-        super().learn(indices, given, labels, gradient, scale=scale)
+        super().learn(indices, given, labels, gradient, scale=scale, shares=shares)
 
 
 @dataclass

@@ -17,7 +17,7 @@ An estimator is one way to take that directional derivative. Its laws, by their 
 5. Parameters, gradients, buffers, optimiser, generators and flags are bit-identical afterwards, also when it raises.
 6. Buffers change in the training forward only, and with label step 0 training is the plain loop, to the bit.
 7. An image's row gets the sum over its views, a class's row the mean over its images, no other row is written; renamed
-   classes give renamed labels.
+   classes give renamed labels. A mixed image's derivative goes to both rows, in its shares (`test_mixing.py`).
 8. A zero meta gradient gives zero. A missing tangent, eval mode or an unknown optimiser is an error, never a zero.
 9. The derivative is linear in the meta gradient, and blind to the labels that it is taken at (SGD); the probabilities
    weigh it to zero; it comes in the order of the images.

@@ -24,6 +24,7 @@ from distill.bilevel.estimators import APPROXIMATIONS, ESTIMATORS
 from distill.bilevel.label_step import LabelStep
 from distill.bilevel.probe import MAXIMUM_SCALE, MINIMUM_COSINE, agreement
 from distill.bilevel.step import PlainStep, Step, Training
+from distill.bilevel.targets import Target
 from distill.errors import BilevelError
 from distill.losses.soft import soft_cross_entropy
 from distill.seeding import derive, seeded
@@ -412,7 +413,7 @@ def test_law_7_repeated_rows_are_summed_or_averaged(name: str, network: str, how
     r = {n: torch.randn_like(t) for n, t in inner.theta.items()}
     phi = training.rule.table.phi.clone()
     label_step = LabelStep(training.rule, UNDER_TEST[name], 0.0)
-    label_step(training.model, inner, batch.indices, batch.given, r)
+    label_step(training.model, inner, Target(inner.labels, batch.indices, batch.given, inner.labels), r)
 
     derivative = UNDER_TEST[name](training.model, inner, r) * cases.B / 0.1
     received: dict[int, list[Tensor]] = {}
