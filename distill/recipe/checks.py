@@ -44,7 +44,6 @@ def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
         *_data(recipe),
         *_noise(recipe),
         *_views(recipe),
-        *_mixing(recipe, sorted(learned)),
         *_stage(recipe, "teacher", recipe.teacher, recipe.teacher.optimizer),
         *_labels(recipe, sorted(learned)),
         *_imported(recipe),
@@ -138,16 +137,6 @@ def _views(recipe: Recipe) -> Iterator[str]:
             )
     if (views.mixup or views.cutmix) and not views.mix_probability:
         yield "[views] mix_probability: found 0 with mixup or cutmix, expected more than 0"
-
-
-def _mixing(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
-    for name in ("mixup", "cutmix"):
-        if getattr(recipe.views, name) and learned:
-            yield (
-                f"[views] {name}: found {getattr(recipe.views, name):g} with {learned[0]} labels, which cannot be "
-                'learned from mixed images yet; leave it out, or set [teacher.labels] rule = "onehot" or "smoothing"'
-            )
-            return
 
 
 def _stage(recipe: Recipe, table: str, stage: StageRecipe, optimizer: OptimizerRecipe) -> Iterator[str]:
