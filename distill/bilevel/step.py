@@ -275,7 +275,7 @@ class NextBatchStep:
         kept: dict[str, Any] = {
             name: t.to(device) if isinstance(t, Tensor) else t for name, t in state["pending"].items()
         }
-        target = {name: None if t is None else t.to(device) for name, t in kept.pop("target").items()}
+        target: dict[str, Any] = {name: t if t is None else t.to(device) for name, t in kept.pop("target").items()}
         kept["look_ahead"] = LookAhead.from_state(kept["look_ahead"], self.training.model)
         kept["buffers"] = {name: t.to(device) for name, t in kept["buffers"].items()}
         kept["theta"] = laid_out_like_parameters(kept["theta"], self.training.model)

@@ -163,8 +163,8 @@ class Learned:
         entries, total = torch.zeros(2, self.table.classes, dtype=shares.dtype, device=shares.device)
         entries.index_add_(0, rows, torch.ones_like(shares))
         total.index_add_(0, rows, shares)
-        smallest = torch.finfo(shares.dtype).tiny
-        return shares * (entries / total.clamp(min=smallest))[rows]
+        mean: Tensor = entries / total.clamp(min=torch.finfo(shares.dtype).tiny)
+        return shares * mean[rows]
 
     def end_epoch(self, epoch: int, epochs: int) -> None:
         """Averages and keeps what the end of an epoch (counted from 1) asks for."""

@@ -88,8 +88,6 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     (("views.erasing_ratio=1,1",), "[views] erasing_ratio"),
     (("views.mix_probability=0.5",), "[views] mix_probability"),
     (("views.mixup=0.2", "views.mix_probability=0"), "[views] mix_probability"),
-    ((*LEARNED, "views.mixup=0.2"), "[views] mixup"),
-    ((*LEARNED, "views.cutmix=1"), "[views] cutmix"),
 ]
 
 
@@ -159,13 +157,6 @@ def test_ranges_of_views_are_named(assignment: str, wanted: str) -> None:
     with pytest.raises(RecipeError) as caught:
         changed(assignment)
     assert wanted in caught.value.message
-
-
-def test_mixed_views_of_a_comparison_with_learned_teachers() -> None:
-    recipe = changed("views.mixup=0.2", "compare.teachers=onehot,class")
-    assert problems(recipe) == []
-    (line,) = problems(recipe, comparing=True)
-    assert line.startswith("[views] mixup: found 0.2 with class labels")
 
 
 def test_learned_teachers_of_a_comparison_count_when_it_is_made() -> None:

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from distill.bilevel.step import PlainStep, Training
+from distill.bilevel.targets import given_loss
 from distill.data.loader import open_data
-from distill.errors import BilevelError, RecipeError, StoreError, UserError
+from distill.errors import StoreError, UserError
 from distill.labels.rules import Smoothing
 from distill.losses.soft import soft_cross_entropy
 from distill.stages.check import check_plan
 from distill.stages.export import load_teacher
 from distill.stages.pipeline import run_pipeline
-from distill.stages.student import StudentTask, hard_loss, train_student
-from distill.stages.teacher import TeacherTask, train_teacher
+from distill.stages.student import StudentTask, train_student
+from distill.stages.teacher import TeacherTask
 from distill.store.logits import LogitStore
 from distill.training.events import Event
 
@@ -75,7 +76,7 @@ def test_the_hard_loss_is_that_of_the_mixed_target(tiny) -> None:
     logits = torch.randn(len(batch.rows), 10, generator=torch.Generator().manual_seed(0))
     own, other = (torch.nn.functional.one_hot(t, 10).float() for t in (batch.given, batch.mix.given))
     target = batch.mix.share[:, None] * own + (1 - batch.mix.share[:, None]) * other
-    torch.testing.assert_close(hard_loss(logits, batch), soft_cross_entropy(logits, target))
+    torch.testing.assert_close(given_loss(logits, batch), soft_cross_entropy(logits, target))
 
 
 def test_a_plain_step_trains_on_the_mixed_target(tiny) -> None:
@@ -97,12 +98,19 @@ def test_a_plain_step_trains_on_the_mixed_target(tiny) -> None:
         torch.testing.assert_close(parameter.detach(), old - 0.5 * gradient)
 
 
-def test_learned_labels_refuse_mixed_views(tiny) -> None:
-    recipe = tiny("views.mixup=0.2")
-    with pytest.raises(RecipeError, match="cannot be learned from mixed images yet"):
-        train_teacher(recipe, ignore)
-    with pytest.raises(BilevelError, match="mixed images"):
-        TeacherTask(recipe, open_data(recipe), CPU, ignore)
+@pytest.mark.parametrize("meta", ["held-out", "next-batch"])
+def test_labels_learn_from_mixed_views(tiny, meta: str) -> None:
+    recipe = tiny("views.mixup=0.2", "views.cutmix=1", f"teacher.labels.meta={meta}", f"name={meta}")
+    task = TeacherTask(recipe, open_data(recipe), CPU, ignore)
+    batch = next(task.batches(0, 0))
+    assert batch.mix is not None
+    assert torch.isin(batch.mix.indices, task.rows).all(), "an image that judges must not be trained on"
+    assert meta == "next-batch" or task.meta_batch(0).mix is None
+    before = task.rule.table.phi.clone()
+    for number, batch in enumerate(task.batches(0, 0)):
+        task.step(batch, 10**6, number)  # past any warm-up
+    task.check()
+    assert not torch.equal(task.rule.table.phi, before)
 
 
 def test_another_population_is_refused(tiny) -> None:
