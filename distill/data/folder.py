@@ -12,6 +12,7 @@ from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -127,15 +128,19 @@ class FolderSource:
     def stream(self, chunks: Iterable[Tensor]) -> Generator[Tensor, None, None]:
         """The images of each chunk in turn, as `fetch` gives them; threads work up to four chunks ahead.
 
-        Memory ahead is bounded by 256 MiB (or one chunk). Leaving the generator ends its threads.
+        Chunks are asked for when their turn comes. What is decoded ahead is at most 256 MiB (or one chunk) if none is
+        larger than the first. Leaving the generator ends its threads.
 
         Raises:
             DataError: in the caller's thread, when it is that chunk's turn.
         """
-        chunks = list(chunks)
-        largest = max((len(indices) for indices in chunks), default=0) * 3 * self.size**2
-        ahead = min(_AHEAD, max(1, _AHEAD_BYTES // max(1, largest)))
-        yield from filled(map(self._job, chunks), workers=self.workers, ahead=ahead)
+        rest = iter(chunks)
+        first = next(rest, None)
+        if first is None:
+            return
+        size = len(first) * 3 * self.size**2
+        ahead = min(_AHEAD, max(1, _AHEAD_BYTES // max(1, size)))
+        yield from filled(map(self._job, chain([first], rest)), workers=self.workers, ahead=ahead)
 
     def _job(self, indices: Tensor) -> tuple[Tensor, Iterator[Part]]:
         images = torch.empty((len(indices), *self.shape), dtype=torch.uint8)

@@ -100,10 +100,13 @@ def test_memory_ahead_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for most, ahead in ((folder._AHEAD_BYTES, 4), (2 * 4 * 3 * 64, 2), (1, 1)):
         monkeypatch.setattr(folder, "_AHEAD_BYTES", most)
         asked.clear()
-        stream = source.stream(torch.split(torch.arange(40), 4))
+        chunks = iter(torch.split(torch.arange(40), 4))
+        stream = source.stream(chunks)
         next(stream)
         assert len(asked) == 1 + ahead
         stream.close()
+        assert len(list(chunks)) == 10 - 1 - ahead  # the others were not even asked for
+    assert list(source.stream(iter([]))) == []
 
 
 def test_the_first_bad_image_in_order_is_named(tmp_path: Path) -> None:
