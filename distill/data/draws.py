@@ -106,19 +106,23 @@ def boxes(
         The boxes, and whether one of the ten fitted, bool [B]; where none did, the box is empty.
     """
     height, width = shape
-    tall, wide, found = torch.zeros_like(i), torch.zeros_like(i), torch.zeros_like(i, dtype=torch.bool)
-    left_over = torch.arange(len(i))
-    for attempt in range(ATTEMPTS):
-        who, number = i[left_over], k[left_over] * ATTEMPTS + attempt
-        areas = uniform(seed, f"{purpose}-area", who, number, area) * (height * width)
-        ratios = log_uniform(seed, f"{purpose}-ratio", who, number, ratio)
+
+    def tried(rows: Tensor, attempts: range) -> tuple[Tensor, Tensor, Tensor]:
+        """Heights and widths of the first of some attempts that fits, and whether one does; of some images."""
+        number = k[rows] * ATTEMPTS + torch.tensor(attempts)[:, None]
+        areas = uniform(seed, f"{purpose}-area", i[rows], number, area).mul_(height * width)
+        ratios = log_uniform(seed, f"{purpose}-ratio", i[rows], number, ratio)
         heights, widths = (areas / ratios).sqrt_().round_().long(), (areas * ratios).sqrt_().round_().long()
         fits = (heights > 0) & (widths > 0) & (heights <= height - smaller) & (widths <= width - smaller)
-        rows = left_over[fits]
-        tall[rows], wide[rows], found[rows] = heights[fits], widths[fits], True
-        left_over = left_over[~fits]
-        if not len(left_over):
-            break
+        # The first that fits has the highest score.
+        score, first = (fits * torch.arange(len(attempts), 0, -1)[:, None]).max(dim=0, keepdim=True)
+        found = score[0] > 0
+        return heights.gather(0, first)[0] * found, widths.gather(0, first)[0] * found, found
+
+    tall, wide, found = tried(torch.arange(len(i)), range(1))
+    others = torch.nonzero(~found).flatten()  # few: most first attempts fit
+    if len(others):
+        tall[others], wide[others], found[others] = tried(others, range(1, ATTEMPTS))
     top = below(seed, f"{purpose}-y", i, k, height - tall + 1)
     left = below(seed, f"{purpose}-x", i, k, width - wide + 1)
     return Boxes(top, left, tall, wide), found

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.data.draws import Boxes
-from distill.data.pixels import moved
+from distill.data.pixels import moved, to_bytes
 
 # Bilinear weights are multiples of 1/2048: with 8-bit pixels every sum stays below 2^24, which float32 holds exactly.
 _WEIGHT_BITS = 11
@@ -156,9 +156,9 @@ def multiply_taps(images: Tensor, boxes: Boxes, flip: Tensor) -> Tensor:
     across = np.matmul(pixels, _weights(boxes.left, boxes.width, width, flip, _FIRST).numpy())
     np.rint(across, out=across)
     upright = _weights(boxes.top, boxes.height, height, torch.zeros_like(flip), _SECOND).transpose(1, 2)
-    made = np.matmul(upright[:, None].numpy(), across.reshape(batch, channels, height, width))
-    np.rint(made, out=made)
-    return torch.from_numpy(made.astype(np.uint8))
+    planes = (batch, channels, height, width)
+    made = np.matmul(upright[:, None].numpy(), across.reshape(planes), out=pixels.reshape(planes))
+    return to_bytes(torch.from_numpy(np.rint(made, out=made)))
 
 
 def _weights(start: Tensor, size: Tensor, length: int, reverse: Tensor, scale: float) -> Tensor:
