@@ -2,8 +2,10 @@
 
 Both start from the same uint8 images in memory and end with uint8 batches. The DataLoader applies the transforms image
 by image, as its users do, with 0, 1 and 2 workers; the best of the three counts. Every round times both sides, ours
-first, and takes a ratio; reported are the medians. Mixup and CutMix are torchvision's too, applied to whole batches
-after the loader, and with the same pixels for both partners, where ours shows the partner's own view.
+first, and takes a ratio; reported are the medians. The second ratio is of processor time an image, all threads
+counted, against the DataLoader without workers, its cheapest form: it says the same on a busy machine. Mixup and CutMix
+are torchvision's too, on whole batches after the loader: one coefficient a batch, and the batch's own views as
+partners, where ours draws a pair for each image and makes the partner's own view.
 
 Run: python benchmarks/views.py [--threads 2] [--rounds 3] [--only NAME]
 """
@@ -113,18 +115,18 @@ def ours(images: Tensor, pipeline: Pipeline, batch: int) -> Iterator[Tensor]:
         yield pixels
 
 
-def per_second(epoch: Callable[[], Iterator[Tensor]]) -> float:
-    """Images a second over an epoch, after its first batch: workers take a while to start."""
+def per_second(epoch: Callable[[], Iterator[Tensor]]) -> tuple[float, float]:
+    """Images a second, and processor seconds of this process an image, over an epoch but for its first batch."""
     batches = epoch()
-    next(batches)
-    began, count = time.perf_counter(), 0
+    next(batches)  # workers take a while to start
+    began, processor, count = time.perf_counter(), time.process_time(), 0
     for images in batches:
         count += len(images)
-    return count / (time.perf_counter() - began)
+    return count / (time.perf_counter() - began), (time.process_time() - processor) / count
 
 
-def one_loader(images: Tensor, pipeline: Pipeline, batch: int, workers: int) -> float:
-    """Images a second of one DataLoader."""
+def one_loader(images: Tensor, pipeline: Pipeline, batch: int, workers: int) -> tuple[float, float]:
+    """`per_second` of one DataLoader; the workers' processor time is not in it."""
     dataset = Images(images, pipeline.theirs(images.shape[-1]))
     mixer = pipeline.on_batches() if pipeline.on_batches else None
 
@@ -133,6 +135,14 @@ def one_loader(images: Tensor, pipeline: Pipeline, batch: int, workers: int) -> 
             yield mixer(pixels.float(), labels)[0] if mixer else pixels
 
     return per_second(epoch)
+
+
+def one_round(images: Tensor, few: int, batch: int, pipeline: Pipeline) -> tuple[float, float, int, float, float]:
+    """Ours and theirs an image a second, their best number of workers, and the two ratios."""
+    fast, processor = per_second(lambda: ours(images, pipeline, batch))
+    slow = {workers: one_loader(images[:few], pipeline, batch, workers) for workers in WORKERS}
+    best = max(slow, key=lambda workers: slow[workers][0])
+    return fast, slow[best][0], best, fast / slow[best][0], slow[0][1] / processor
 
 
 def main() -> None:
@@ -146,23 +156,17 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     load = os.getloadavg()[0]
     print(f"torch {torch.__version__}, {arguments.threads} threads, {arguments.rounds} rounds, load before {load:.1f}")
-    print(f"{'shape':14}{'pipeline':42}{'ours img/s':>12}{'DataLoader':>12}{'workers':>8}{'ratio':>8}")
+    print(f"{'shape':12}{'pipeline':42}{'ours img/s':>11}{'DataLoader':>11}{'workers':>8}{'ratio':>7}{'by CPU':>8}")
     for number, (shape, batch, many, few) in enumerate(SHAPES):
         if arguments.shape not in (None, number):
             continue
         images = torch.randint(0, 256, (many, *shape), dtype=torch.uint8)
         for pipeline in PIPELINES:
-            if not pipeline.name.endswith(arguments.only):
-                continue
-            rounds = []
-            for _ in range(arguments.rounds):
-                fast = per_second(lambda p=pipeline, i=images, b=batch: ours(i, p, b))
-                slow = {workers: one_loader(images[:few], pipeline, batch, workers) for workers in WORKERS}
-                best = max(slow, key=lambda workers: slow[workers])
-                rounds.append((fast, slow[best], best, fast / slow[best]))
-            fast, slow_best, ratio = (statistics.median(r[column] for r in rounds) for column in (0, 1, 3))
-            what = f"{'x'.join(map(str, shape)):14}{pipeline.name:42}"
-            print(f"{what}{fast:12,.0f}{slow_best:12,.0f}{rounds[0][2]:8}{ratio:8.1f}", flush=True)
+            if pipeline.name.endswith(arguments.only):
+                rounds = [one_round(images, few, batch, pipeline) for _ in range(arguments.rounds)]
+                fast, slow, workers, ratio, by_cpu = (statistics.median(column) for column in zip(*rounds, strict=True))
+                what = f"{'x'.join(map(str, shape)):12}{pipeline.name:42}"
+                print(f"{what}{fast:11,.0f}{slow:11,.0f}{workers:8.0f}{ratio:7.1f}{by_cpu:8.1f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from distill.data.geometry import ViewParameters, crop_and_flip, gather_views
@@ -14,15 +13,10 @@ from distill.data.views import (
     view_parameters,
 )
 from distill.recipe.schema import ViewsRecipe
+from tests.data.drawn import pictures
 
 QUICK = settings(deadline=None, max_examples=30)
 shapes = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9))
-
-
-def pictures(count: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
-    """No pixel is 0, so padding can be told from the image."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(1, 256, (count, *shape), dtype=torch.uint8, generator=generator)
 
 
 def recipe(padding: int = 0, flip: bool = False, count: int | str = 1) -> ViewsRecipe:
