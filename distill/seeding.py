@@ -56,7 +56,7 @@ def draw(key: int, i: Tensor, k: Tensor) -> Tensor:
     """
     if i.device.type == "cpu":
         drawn = (_array_state(key, i, k) >> np.uint64(1)).view(np.int64)
-        return torch.from_numpy(drawn).view(torch.broadcast_shapes(i.shape, k.shape))
+        return torch.from_numpy(drawn).view(np.broadcast_shapes(tuple(i.shape), tuple(k.shape)))
     return _logical_shift(_state(key, i, k), 1)
 
 
