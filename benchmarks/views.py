@@ -1,11 +1,12 @@
 """Views a second: `make_views` on whole batches against torchvision's v2 transforms in a torch DataLoader.
 
 Both start from the same uint8 images in memory and end with uint8 batches. The DataLoader applies the transforms image
-by image, as its users do, with 0, 1 and 2 workers; the best of the three counts. Every round times both sides, ours
-first, and takes a ratio; reported are the medians. The second ratio is of processor time an image, all threads
-counted, against the DataLoader without workers, its cheapest form: it says the same on a busy machine. Mixup and CutMix
-are torchvision's too, on whole batches after the loader: one coefficient a batch, and the batch's own views as
-partners, where ours draws a pair for each image and makes the partner's own view.
+by image, as its users do, with 0, 1 and 2 workers; the best of the three counts. Without workers torch has one thread,
+as in each worker: with more it is slower on small images. Every round times both sides, ours first, and takes a ratio;
+reported are the medians. The second ratio is of processor time an image, all threads counted, against the DataLoader
+without workers, its cheapest form: it says much the same on a busy machine. Mixup and CutMix are torchvision's too, on
+whole batches after the loader: one coefficient a batch, and the batch's own views as partners, where ours draws a pair
+for each image and makes the partner's own view.
 
 Run: python benchmarks/views.py [--threads 2] [--rounds 3] [--only NAME]
 """
@@ -134,7 +135,12 @@ def one_loader(images: Tensor, pipeline: Pipeline, batch: int, workers: int) -> 
         for pixels, labels in DataLoader(dataset, batch_size=batch, num_workers=workers):
             yield mixer(pixels.float(), labels)[0] if mixer else pixels
 
-    return per_second(epoch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if workers == 0 else threads)
+    try:
+        return per_second(epoch)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def one_round(images: Tensor, few: int, batch: int, pipeline: Pipeline) -> tuple[float, float, int, float, float]:

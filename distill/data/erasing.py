@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.data.draws import Boxes, boxes, uniform
-from distill.data.pixels import chosen, moved, with_rows
+from distill.data.pixels import chosen, moved, rows_of, with_rows
 from distill.recipe.schema import ViewsRecipe
 from distill.seeding import derive, draw_bytes
 
@@ -58,7 +58,7 @@ def erase(images: Tensor, erased: Erased, indices: Tensor, k: Tensor, seed: int)
         return images
     device = images.device
     height, width = images.shape[2:]
-    rows, i, number = (moved(t, device) for t in (erased.rows, indices[erased.rows], k[erased.rows]))
-    some = images.index_select(0, rows)
+    i, number = (moved(t[erased.rows], device) for t in (indices, k))
+    some = rows_of(images, erased.rows)
     noise = draw_bytes(derive(seed, "erasing-noise"), i, number, images[0].numel()).view_as(some)
     return with_rows(images, erased.rows, chosen(erased.rectangles.mask(height, width, device), noise, some))

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from distill.data.pixels import rows_of
 from distill.errors import DataError
 
 DIGITS_FILE = Path(__file__).parent / "assets" / "digits.safetensors"
@@ -49,8 +50,7 @@ class MemorySource:
 
     def fetch(self, indices: Tensor) -> Tensor:
         """int64 [B] -> uint8 [B, ch, H, W], in any order, repeated or not."""
-        # By numpy: torch would share out even this little among threads, which wait for each other on a busy machine.
-        return torch.from_numpy(self.images.numpy().take(indices.numpy(), axis=0))
+        return rows_of(self.images, indices)
 
     @property
     def unreadable(self) -> dict[int, str]:

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from distill.data.draws import SHARES, Boxes, below, beta_shares, uniform
-from distill.data.pixels import chosen, in_parts, in_shares, moved, to_bytes, with_rows
+from distill.data.draws import SHARES, Boxes, below, beta_shares, root, uniform
+from distill.data.pixels import chosen, in_parts, in_shares, moved, rows_of, to_bytes, with_rows
 from distill.recipe.schema import ViewsRecipe
 
 
@@ -80,7 +80,7 @@ def _cut_boxes(indices: Tensor, k: Tensor, seed: int, kept: Tensor, shape: tuple
         kept: share of the area that the box is to leave, before it is cut off, in 4096ths, int64 [B].
         shape: H and W.
     """
-    side = ((SHARES - kept).double() / SHARES).sqrt()
+    side = root((SHARES - kept).double() / SHARES)
     spans = []
     for name, length in zip(("cutmix-y", "cutmix-x"), shape, strict=True):
         centre = below(seed, name, indices, k, length)
@@ -116,7 +116,7 @@ def _blend(images: Tensor, partners: Tensor, pairs: Pairs, which: Tensor) -> Ten
     """Mixup of the pairs `which`, int64 [n]."""
     device = images.device
     rows, weight = pairs.rows[which], moved(pairs.weight[which], device).float()[:, None, None, None]
-    own, others = images.index_select(0, moved(rows, device)), partners.index_select(0, moved(which, device))
+    own, others = rows_of(images, rows), rows_of(partners, which)
     return with_rows(images, rows, in_shares(partial(in_parts, _blended), own, others, weight))
 
 
@@ -130,13 +130,12 @@ def _blended(own: Tensor, others: Tensor, weight: Tensor) -> Tensor:
 def _paste(images: Tensor, partners: Tensor, pairs: Pairs, which: Tensor) -> Tensor:
     """CutMix of the pairs `which`, int64 [n]."""
     form = paste_blocks if images.device.type == "cpu" else paste_masked
-    taken = partners.index_select(0, moved(which, images.device))
-    return form(images, taken, pairs.rows[which], pairs.boxes[which])
+    return form(images, rows_of(partners, which), pairs.rows[which], pairs.boxes[which])
 
 
 def paste_masked(images: Tensor, taken: Tensor, rows: Tensor, boxes: Boxes) -> Tensor:
     """Boxes of `taken`, uint8 [n, ch, H, W], in the images that are `rows` of a batch, int64 [n] on the CPU."""
-    own = images.index_select(0, moved(rows, images.device))
+    own = rows_of(images, rows)
     inside = boxes.mask(images.shape[2], images.shape[3], images.device)
     return with_rows(images, rows, chosen(inside, taken, own))
 

@@ -36,6 +36,17 @@ def chosen(inside: Tensor, there: Tensor, elsewhere: Tensor) -> Tensor:
     return (there & inside) | (elsewhere & ~inside)
 
 
+def rows_of(images: Tensor, rows: Tensor) -> Tensor:
+    """Some of the images: [B, ch, H, W], int64 [n] on the CPU -> [n, ch, H, W].
+
+    By numpy on the CPU: torch would share out even this little among its threads, which on a busy machine wait for each
+    other much longer than the copy takes.
+    """
+    if images.device.type != "cpu":
+        return images.index_select(0, moved(rows, images.device))
+    return torch.from_numpy(images.numpy().take(rows.numpy(), axis=0))
+
+
 def with_rows(images: Tensor, rows: Tensor, new: Tensor) -> Tensor:
     """A copy with some images replaced: uint8 [B, ch, H, W], int64 [n] on the CPU, uint8 [n, ch, H, W] -> [B, ...]."""
     if len(rows) == len(images):  # all of them, in order

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from distill.data import color
 from distill.data.draws import below
-from distill.data.pixels import moved, to_bytes
+from distill.data.pixels import moved, rows_of, to_bytes
 
 MOVES = ("shear-x", "shear-y", "translate-x", "translate-y", "rotate")
 TABLES = ("brightness", "posterize", "solarize")  # the same table for every image
@@ -62,13 +62,13 @@ def _apply_layer(images: Tensor, steps: Tensor, magnitude: int) -> Tensor:
     group = _group_of_steps()[steps]
     order = group.argsort(stable=True)
     sizes = torch.bincount(group, minlength=len(_GROUPS)).tolist()
-    sorted_images = torch.split(images.index_select(0, moved(order, images.device)), sizes)
+    sorted_images = torch.split(rows_of(images, order), sizes)
     made = [
         apply(some, codes, magnitude)
         for (_, apply), some, codes in zip(_GROUPS, sorted_images, torch.split(steps[order], sizes), strict=True)
         if len(codes)
     ]
-    return torch.cat(made).index_select(0, moved(order.argsort(), images.device)) if made else images
+    return rows_of(torch.cat(made), order.argsort()) if made else images
 
 
 @lru_cache(maxsize=1)
