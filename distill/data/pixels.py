@@ -14,7 +14,7 @@ from torch import Tensor
 # Values that are worked on at a time on the CPU: a few floats for each still fit the cache.
 _PART_VALUES = 1 << 17
 # A thread is worth starting for so many values.
-_SHARE_VALUES = 1 << 16
+_SHARE_VALUES = 1 << 17
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
