@@ -18,7 +18,7 @@ from distill.models.zoo import ModelSpec
 from distill.recipe.checks import problems as cross_field_problems
 from distill.recipe.schema import LEARNED_RULES, Recipe, StageRecipe
 from distill.stages.common import fit_model
-from distill.stages.export import stored_rows
+from distill.stages.export import check_k, stored_rows
 from distill.stages.teacher import training_rows
 from distill.store.atomic import check_place
 from distill.store.formats.layout import logit_columns, row_bytes
@@ -96,6 +96,8 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
             # Names and settings do not depend on the model, so a small one will do.
             build_optimizer(torch.nn.Linear(1, 1), stage.optimizer, f"{table}.optimizer")
     if data is not None:
+        with _collected(report):
+            check_k(recipe, data)
         report.plan["export"] = _export_plan(recipe, data)
     report.plan["compare"] = _compare_plan(recipe)
     return report

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.data.loader import ImageData, open_data, ordered_batches
 from distill.data.views import view_count
-from distill.errors import RunError, StoreError
+from distill.errors import RecipeError, RunError, StoreError
 from distill.models import zoo
 from distill.models.features import feature_width, logits_and_features
 from distill.recipe.digest import digest, export_digest, teacher_digest
@@ -20,7 +20,7 @@ from distill.report.runs import RECIPE, Run, locked
 from distill.stages.common import as_teacher_sees, model_spec, teacher_inputs
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights
-from distill.store.manifest import LABELS, LABELS_FOLDER, MANIFEST, Piece, read_manifest
+from distill.store.manifest import LABELS, LABELS_FOLDER, MANIFEST, Manifest, Piece, read_manifest
 from distill.store.origin import Origin
 from distill.store.tensors import sha256_of_tensor
 from distill.store.writer import Batch, LogitWriter
@@ -56,12 +56,15 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     if run.done("export", wanted):
         listener(StageSkipped("export", str(run.folder), "already exported with the same inputs"))
         return folder
+    check_k(recipe, data)
     with locked(run.folder):
         began = time.monotonic()
         model = load_teacher(recipe, data, weights, device)
         rows, labels = stored_rows(data), learned_labels(run)
         origin = origin_of(data, recipe, weights_sha256)
         overwrite = _is_own_store(folder, origin)
+        features = _feature_width(model, data, recipe, rows, device)
+        # From here on the store that is there may go.
         run.forget("export")
         run.keep_recipe(recipe.model_copy(update={"name": run.record.name}))
         writer = LogitWriter(
@@ -73,23 +76,41 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
             format=recipe.export.format,
             shard_rows=recipe.export.shard_rows,
             k=recipe.export.k,
-            features=_feature_width(model, data, recipe, rows, device),
+            features=features,
             labels=labels,
             overwrite=overwrite,
         )
         _write_missing(writer, model, data, recipe, rows, device, listener)
-        manifest = writer.finish()
-        files = {f"{STORE}/{file.file}": file.sha256 for file in manifest.files}
-        if manifest.labels is not None:
-            inside = f"{STORE}/{LABELS_FOLDER}"
-            files |= {f"{inside}/{f.file}": f.sha256 for f in (manifest.labels.manifest, manifest.labels.tables)}
-        files[f"{STORE}/{MANIFEST}"] = sha256_of(folder / MANIFEST)
+        files = _digests(folder, writer.finish())
         size = sum((run.folder / name).stat().st_size for name in files)
         metrics = {"seconds": time.monotonic() - began, "megabytes": size / 1e6, "rows": float(rows.numel())}
         run.finish("export", wanted, metrics, files, describe_device(device))
         done = StageDone("export", str(run.folder), metrics["seconds"], run.metrics("export"))
         fan_out(MetricsFile(run.folder / "metrics.jsonl"), listener)(done)
     return folder
+
+
+def check_k(recipe: Recipe, data: ImageData) -> None:
+    """That top-k keeps no more logits than there are classes.
+
+    Raises:
+        RecipeError: it does.
+    """
+    if (recipe.export.k or 1) > data.num_classes:
+        raise RecipeError(
+            f"[export] k: found {recipe.export.k}, but {data.source.name} has {data.num_classes} classes",
+            cure="Set a smaller one.",
+        )
+
+
+def _digests(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """sha256 of every file of the store, by path in the run folder."""
+    files = {file.file: file.sha256 for file in manifest.files}
+    if manifest.labels is not None:
+        carried = (manifest.labels.manifest, manifest.labels.tables)
+        files |= {f"{LABELS_FOLDER}/{file.file}": file.sha256 for file in carried}
+    files[MANIFEST] = sha256_of(folder / MANIFEST)
+    return {f"{STORE}/{name}": sha256 for name, sha256 in files.items()}
 
 
 def _is_own_store(folder: Path, origin: Origin) -> bool:

@@ -62,18 +62,14 @@ def recompute(run: Run, count: int, seed: int) -> Recomputed:
     on_gpu = device.type == "cuda" or "cuda" in run.record.stages["export"].machine.get("device", "cuda")
     share = _REPEAT["cuda" if on_gpu else "cpu"]
     total = len(store.indices) * store.views
-    drawn = torch.tensor(sorted(random.Random(seed).sample(range(total), min(count, total))))
+    drawn = torch.tensor(random.Random(seed).sample(range(total), min(count, total)))
     wrong: list[str] = []
-    features = store.manifest.features is not None
-    for view in sorted(set((drawn // len(store.indices)).tolist())):
-        rows = store.indices[drawn[drawn // len(store.indices) == view] % len(store.indices)]
-        at = 0
-        for logits, found in teacher_outputs(model, data, recipe, rows, view, device, features=features):
-            chosen = rows[at : at + len(logits)]
+    for view, rows in _by_view(drawn, store):
+        outputs = teacher_outputs(model, data, recipe, rows, view, device, features=store.manifest.features is not None)
+        for chosen, (logits, features) in zip(torch.split(rows, recipe.export.batch_size), outputs, strict=True):
             wrong += _differing(store, "logits", chosen, view, logits, share)
-            if found is not None:
-                wrong += _differing(store, "features", chosen, view, found, share)
-            at += len(logits)
+            if features is not None:
+                wrong += _differing(store, "features", chosen, view, features, share)
     if wrong:
         more = [f"... and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
         raise StoreError(
@@ -81,6 +77,14 @@ def recompute(run: Run, count: int, seed: int) -> Recomputed:
             cure=f"These rows (drawn by seed {seed}) are not the teacher's: delete {store.folder} and export again.",
         )
     return Recomputed(len(drawn), total, seed, store.manifest.format)
+
+
+def _by_view(drawn: Tensor, store: LogitStore) -> Iterator[tuple[int, Tensor]]:
+    """Of row numbers that count through view after view: each view that is there, and the images, in order."""
+    drawn = drawn.sort().values
+    views, places = drawn // len(store.indices), drawn % len(store.indices)
+    for view in sorted(set(views.tolist())):
+        yield view, store.indices[places[views == view]]
 
 
 def _differing(store: LogitStore, holds: Holds, rows: Tensor, view: int, values: Tensor, share: float) -> Iterator[str]:

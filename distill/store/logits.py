@@ -39,7 +39,7 @@ __all__ = ["LogitStore", "LogitWriter", "Piece"]
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # Stores up to so many bytes are indexed as memory maps; of larger ones, rows are read.
 _MAPPED = 2**28
-_MOST_HANDLES = 64
+_MOST_HANDLES = 256
 
 
 class LogitStore:
@@ -166,11 +166,17 @@ class LogitStore:
             )
             for column in self._encodings[holds].columns
         }
+        pieces: dict[str, list[bytes]] = {name: [] for name in parts}
         for mapped, chosen in zip(maps, torch.split(order, counts.tolist()), strict=False):
-            rows = within[chosen]
-            found = None if self._small[holds] else self._read(mapped, rows.tolist())
-            for name, part in parts.items():
-                part[chosen] = mapped.tensors[name][rows] if found is None else found[name]
+            if self._small[holds]:
+                for name, part in parts.items():
+                    part[chosen] = mapped.tensors[name][within[chosen]]
+            else:
+                for name, read in self._read(mapped, within[chosen].tolist()).items():
+                    pieces[name] += read
+        for name, part in parts.items():
+            if pieces[name]:
+                part[order] = torch.frombuffer(bytearray().join(pieces[name]), dtype=part.dtype).view(part.shape)
         return parts
 
     def labels(self) -> LearnedLabels:
@@ -219,8 +225,8 @@ class LogitStore:
             self._maps[holds, number] = map_shard(self.folder, self.manifest, self._digest, piece, holds)
         return self._maps[holds, number]
 
-    def _read(self, mapped: MappedFile, rows: list[int]) -> Parts:
-        """Rows of a file, which stays open until many others were read."""
+    def _read(self, mapped: MappedFile, rows: list[int]) -> dict[str, list[bytes]]:
+        """The bytes of rows of a file, which stays open until many others were read."""
         self._in_use[mapped.path] = mapped
         self._in_use.move_to_end(mapped.path)
         if len(self._in_use) > _MOST_HANDLES:

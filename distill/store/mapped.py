@@ -15,7 +15,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from distill.errors import StoreError
@@ -60,8 +59,8 @@ class MappedFile:
             start, stop = header[name]["data_offsets"]
             self._places[name] = _Place(8 + length + start, (stop - start) // max(1, len(tensor)))
 
-    def read(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """Rows of every tensor, in memory, in this order; the file stays open until `close`.
+    def read(self, rows: Sequence[int]) -> dict[str, list[bytes]]:
+        """The bytes of rows of every tensor, in this order; the file stays open until `close`.
 
         Raises:
             StoreError: the file cannot be read, or is not the one that was mapped.
@@ -71,17 +70,14 @@ class MappedFile:
                 self._handle = os.open(self.path, os.O_RDONLY)
             if _identity(self._handle) != self._identity:
                 raise StoreError(f"{self.path}: was changed while it was in use", cure="Run the same command again.")
-            return {name: self._read(self._handle, name, place, rows) for name, place in self._places.items()}
+            found = {}
+            for name, (start, width) in self._places.items():
+                found[name] = [os.pread(self._handle, width, start + row * width) for row in rows]
+                if any(len(row) != width for row in found[name]):
+                    raise StoreError(f"{self.path}: ends too early", cure="The file is damaged or was cut short.")
+            return found
         except OSError as error:
             raise mendable(self.path, "read", error) from error
-
-    def _read(self, handle: int, name: str, place: _Place, rows: Sequence[int]) -> Tensor:
-        start, width = place
-        data = bytearray().join([os.pread(handle, width, start + row * width) for row in rows])
-        mapped = self.tensors[name]
-        if len(data) != len(rows) * width:
-            raise StoreError(f"{self.path}: ends too early", cure="The file is damaged or was cut short.")
-        return torch.frombuffer(data, dtype=mapped.dtype).view(len(rows), *mapped.shape[1:])
 
     def close(self) -> None:
         """Closes what `read` opened; it may be called again."""

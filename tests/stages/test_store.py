@@ -292,6 +292,22 @@ def test_a_network_without_features_is_refused() -> None:
         feature_width(Other(4, 3), torch.ones(1, 4))
 
 
+def test_an_export_that_cannot_be_keeps_the_store(tiny, teacher: Run, monkeypatch) -> None:
+    """More logits than classes, or features that the network has not: told before the old store goes."""
+    folder = export_teacher(teacher, tiny(*SHORT), ignore)
+    before = contents(folder)
+    many = tiny(*SHORT, "export.format=topk", "export.k=11", "student.loss.temperature=1")
+    with pytest.raises(RecipeError, match=r"\[export\] k: found 11, but digits has 10 classes"):
+        export_teacher(open_run(teacher.folder), many, ignore)
+    assert any("k: found 11" in line for line in check_plan(many, "tiny.toml").problems)
+    monkeypatch.setattr("distill.stages.export.feature_width", lambda *_: feature_width(torch.nn.Identity(), _[1]))
+    with pytest.raises(ModelError, match="Identity cannot give them"):
+        export_teacher(open_run(teacher.folder), tiny(*SHORT, "export.features=true"), ignore)
+    assert contents(folder) == before
+    assert "export" in open_run(teacher.folder).record.stages
+    assert verify_path(teacher.folder) > 6
+
+
 def test_check_tells_the_size_of_each_format(tiny) -> None:
     sizes = {name: check_plan(tiny(*change), "tiny.toml").plan["export"] for name, change in FORMATS.items()}
     rows = 3 * 260

@@ -98,6 +98,6 @@ def export(folder: Path, **changes: Any) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file, by its path in the folder."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    """Every file, by its path in the folder; hidden ones (what was verified before) are no part of a store."""
+    files = (path for path in sorted(folder.rglob("[!.]*")) if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
