@@ -335,3 +335,10 @@ def test_one_image_one_view(tmp_path: Path) -> None:
         writer.finish()
         found = LogitStore.open(folder, reconstruct=True).rows(index, torch.tensor([0]))
         assert found.argmax() == 2
+
+
+def test_rows_of_mixed_and_random_views_are_made_again(tiny) -> None:
+    """A view takes its partner from all stored rows, also when a few rows are made alone."""
+    views = ("views.mixup=0.5", "views.cutmix=1.0", "views.erasing=0.5", "views.count=4")
+    teacher, _ = run_pipeline(tiny("teacher.labels.rule=onehot", *views, *SHORT), ignore)
+    assert recompute_run(teacher.folder, 40, seed=0).rows == 40
