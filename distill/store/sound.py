@@ -11,8 +11,9 @@ from distill.store.carried import problems_with_labels
 from distill.store.formats.layout import Holds, row_bytes
 from distill.store.labels import verify_labels
 from distill.store.logits import encodings, file_names
-from distill.store.manifest import LABELS_FOLDER, PARTIAL, Manifest, Shard, read_manifest
+from distill.store.manifest import LABELS_FOLDER, MANIFEST, PARTIAL, Manifest, Shard, read_manifest
 from distill.store.shards import map_shard, problem_with, read_indices
+from distill.store.tensors import read_facts
 
 # Values that are looked at in one go.
 _BLOCK = 2**24
@@ -39,7 +40,10 @@ def _unsound(folder: Path, manifest: Manifest) -> Iterator[str]:
     except StoreError as error:
         yield error.message
     digest = manifest.digest()
-    for holds in manifest.holdings:
+    changed = _changed(folder, manifest, digest)
+    if changed:
+        yield changed
+    for holds in () if changed else manifest.holdings:
         for shard in manifest.shards_of(holds):
             try:
                 if problem := _problem_in(folder, manifest, digest, shard, holds):
@@ -48,6 +52,20 @@ def _unsound(folder: Path, manifest: Manifest) -> Iterator[str]:
                 yield error.message
     if manifest.labels is not None:
         yield from verify_labels(folder / LABELS_FOLDER)
+
+
+def _changed(folder: Path, manifest: Manifest, digest: str) -> str:
+    """One sentence, not one for each shard, when all of them name the same plan and the manifest is another."""
+    plans = set()
+    try:
+        for shard in (*manifest.shards, *manifest.feature_shards):
+            facts = read_facts(folder / shard.file)
+            plans.add(str(facts.get("plan")) if isinstance(facts, dict) else "")
+    except StoreError:
+        return ""
+    if len(plans) > 1 or digest in plans:
+        return ""
+    return f"{folder / MANIFEST}: was changed after the shards were written: they belong to another plan"
 
 
 def _problem_in(folder: Path, manifest: Manifest, digest: str, shard: Shard, holds: Holds) -> str:

@@ -91,6 +91,17 @@ def test_one_flipped_bit_anywhere_is_found(folder: Path, kind: str, data: st.Dat
     flip(store, name, data.draw(st.integers(0, len(files[name]) - 1)), data.draw(st.integers(0, 7)))
 
 
+def test_a_changed_manifest_is_blamed_once(tmp_path: Path) -> None:
+    """Not each of the shards that it no longer fits."""
+    store = cases.export(tmp_path / "s", **cases.KINDS["everything"])
+    path = store / "manifest.json"
+    path.write_text(path.read_text().replace('"view_seed": 7', '"view_seed": 8'))
+    (problem,) = verify_store(store)
+    assert problem.startswith(f"{path}: was changed after the shards were written")
+    with pytest.raises(StoreError, match="belongs to another store, or to other rows"):
+        LogitStore.open(store)
+
+
 def test_every_byte_of_a_manifest_counts(tmp_path: Path) -> None:
     store = cases.export(tmp_path / "s", **cases.KINDS["everything"] | {"shard_rows": 100})
     path, content = store / "manifest.json", (store / "manifest.json").read_bytes()
