@@ -136,7 +136,7 @@ def finished_teacher(recipe: Recipe, data: ImageData) -> Run:
 
 def with_data(data: ImageData) -> None:
     """Lets the stages open this data set in place of the recipe's."""
-    export.open_data = student.open_data = lambda recipe: data  # type: ignore[attr-defined]
+    export.open_data = student.open_data = lambda recipe, **options: data  # type: ignore[attr-defined]
 
 
 def measure_export(folder: Path, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -259,7 +259,7 @@ def measure_steps(folder: Path, options: argparse.Namespace) -> Iterator[dict[st
     device = torch.device(options.device)
     for channels, side in SIZES:
         data: ImageData | None = None
-        for name in STUDENTS:
+        for name in options.students:
             for batch_size in BATCHES:
                 settings = (f"name=step{side}", "teacher.model=resnet8", f"data.train={options.images}", "data.meta=0")
                 of_student = (f"student.model={name}", f"student.batch_size={batch_size}")
@@ -353,6 +353,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2048)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--only", choices=("export", "student", "online"))
+    parser.add_argument("--students", nargs="+", default=STUDENTS)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
