@@ -127,7 +127,7 @@ def _feature_width(model: nn.Module, data: ImageData, recipe: Recipe, rows: Tens
     """D; None when features are not to be stored."""
     if not recipe.export.features:
         return None
-    batch = next(ordered_batches(data, rows[:2], batch_size=2, device=device))
+    batch = next(ordered_batches(as_teacher_sees(data, recipe), rows[:2], batch_size=2, device=device))
     return feature_width(model, batch.images)
 
 

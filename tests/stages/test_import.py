@@ -34,7 +34,7 @@ from distill.stages.checkpoints import find_checkpoint
 from distill.stages.export import export_teacher
 from distill.stages.pipeline import run_imported
 from distill.stages.student import train_student
-from distill.stages.verify import verify_path
+from distill.stages.verify import recompute_run, verify_path
 from distill.store.logits import LogitStore
 from distill.store.manifest import read_manifest
 from distill.training.events import Event, ExportProgress, Notice, StageSkipped
@@ -159,6 +159,22 @@ def test_a_student_keeps_its_own_normalisation_and_everything_downstream_works(r
         mean=data.mean,
         std=data.std,
     )
+
+
+@pytest.mark.parametrize("views", [(), ("views.mixup=1.0",)])
+@pytest.mark.parametrize("name", ["resnet8", "test_vit"])  # grey digits for three channels, and enlarged too
+def test_features_and_mixed_views_of_an_imported_teacher(recipe, tmp_path: Path, name: str, views) -> None:
+    model = network(name)
+    text = f"local-dir:{saved(model, tmp_path / 'theirs')}"
+    run = run_imported(text, recipe(text, "export.features=true", "export.format=float32", *views), ignore)
+    store = LogitStore.open(run.folder / "logits")
+    k = torch.ones_like(store.indices)
+    with torch.no_grad():  # the last layer makes the logits of the features
+        expected = model.get_classifier()(store.features(store.indices, k))
+    torch.testing.assert_close(store.rows(store.indices, k), expected, rtol=1e-3, atol=1e-3)
+    assert recompute_run(run.folder, 50, 0).rows == 50
+    again = open_run(run.folder)
+    train_student(again, again.recipe, ignore)
 
 
 def test_other_views_of_an_imported_teacher(recipe, tmp_path: Path) -> None:
