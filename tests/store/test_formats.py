@@ -143,7 +143,8 @@ def test_the_reconstruction_is_right_at_temperature_1(data: st.DataObject, logit
     # float16 moves a kept logit of up to 30 by 2^-7 at most.
     assert ((p - q).abs()[kept] < 2**-6).all()
     assert (((p - q) * ~kept).sum(-1).abs() < 2**-6).all()
-    assert (q.argmax(-1, keepdim=True) == parts["classes"].long()).any(-1).all()
+    # The likeliest class was kept; float16 may move it below a class of the tail by no more than that.
+    assert (q.masked_fill(~kept, 0).amax(-1) > q.masked_fill(kept, 0).amax(-1) - 2**-6).all()
 
 
 @pytest.mark.parametrize(
