@@ -38,7 +38,15 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
 def test_a_signal_outside_of_training_says_one_line(number: signal.Signals, seconds: float, tmp_path: Path) -> None:
     (tmp_path / "r.toml").touch()
     command = [sys.executable, "-m", "distill", "check", "r.toml"]  # imports torch, which takes seconds
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell that starts the tests in the background has SIGINT ignored, and a child would inherit that.
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     time.sleep(seconds)
     process.send_signal(number)
     _, err = process.communicate(timeout=60)

@@ -98,7 +98,7 @@ def _scan_part(root: Path, part: str, ignored: Counter[str]) -> tuple[tuple[str,
 
 
 def _class_folders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in _entries(str(folder)) if entry.is_dir()))
+    return tuple(sorted(entry.name for entry in _entries(str(folder)) if _is_folder(entry)))
 
 
 def _images_below(
@@ -110,7 +110,7 @@ def _images_below(
     if identity in above:
         raise DataError(f"{folder}: is a link to a folder that it is in", cure="Remove the link.")
     for entry in _entries(folder):
-        if entry.is_dir():
+        if _is_folder(entry):
             yield from _images_below(entry.path, f"{name}/{entry.name}", ignored, above | {identity})
         elif entry.name.lower().endswith(EXTENSIONS):
             if not entry.is_file():
@@ -127,6 +127,14 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
             return [entry for entry in found if not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}", cure=_LAYOUT) from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Also through a link; one that leads to itself, or where one may not look, is an error that names it."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        raise DataError(f"{entry.path}: cannot be read: {error.strerror}", cure="Mend or remove it.") from error
 
 
 def _difference(

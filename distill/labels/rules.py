@@ -163,7 +163,8 @@ class Learned:
         entries, total = torch.zeros(2, self.table.classes, dtype=shares.dtype, device=shares.device)
         entries.index_add_(0, rows, torch.ones_like(shares))
         total.index_add_(0, rows, shares)
-        mean: Tensor = entries / total.clamp(min=torch.finfo(shares.dtype).tiny)
+        # A row whose images all have a share of 0 gets no gradient; dividing by next to nothing would make it NaN.
+        mean = torch.where(total > 0, entries / total, 0.0)
         return shares * mean[rows]
 
     def end_epoch(self, epoch: int, epochs: int) -> None:

@@ -35,10 +35,30 @@ def feature_width(model: nn.Module, images: Tensor) -> int:
         logits, features = logits_and_features(model, images)
     except (AttributeError, TypeError) as error:
         raise ModelError(f"[export] features: {name} cannot give them: {error}", cure=cure) from error
-    expected = model(images)
+    expected, given = _logits_and_given(model, images)
     if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-4, atol=1e-4):
         raise ModelError(
             f"[export] features: {name}: forward_head(forward_features(x)) gives other logits than forward(x)",
             cure=cure,
         )
+    if given is None or given.shape != features.shape or not torch.allclose(given, features, rtol=1e-4, atol=1e-4):
+        # DeiT's distilled form averages two tokens before the features, and two heads after them.
+        raise ModelError(
+            f"[export] features: {name}: what timm calls its features is not what one last layer is given", cure=cure
+        )
     return features.shape[1]
+
+
+def _logits_and_given(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Logits [B, C], and what the classifier was given, [B, D]; None where there is not one classifier."""
+    body: Any = model
+    head = body.get_classifier() if hasattr(body, "get_classifier") else None
+    if not isinstance(head, nn.Module):
+        return model(images), None
+    given: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda _, arguments: given.append(arguments[0].flatten(1)))
+    try:
+        logits: Tensor = model(images)
+    finally:
+        hook.remove()
+    return logits, given[0] if len(given) == 1 else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +17,13 @@ from distill.errors import RecipeError, RunError, StoreError
 from distill.models import zoo
 from distill.models.features import feature_width, logits_and_features
 from distill.recipe.digest import digest, export_digest, teacher_digest
+from distill.recipe.importing import LOCAL_DIR, TIMM
 from distill.recipe.schema import Recipe
 from distill.report.runs import RECIPE, Run, locked
 from distill.stages.common import as_teacher_sees, model_spec, teacher_inputs
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights
+from distill.store.logits import LogitStore
 from distill.store.manifest import LABELS, LABELS_FOLDER, MANIFEST, Manifest, Piece, read_manifest
 from distill.store.origin import Origin
 from distill.store.tensors import sha256_of_tensor
@@ -53,7 +57,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     weights, weights_sha256 = teacher_weights(run, recipe, data)
     wanted = export_digest(recipe, weights_sha256)
     folder = run.folder / STORE
-    if run.done("export", wanted):
+    if run.done("export", wanted) and _is_whole(folder):
         listener(StageSkipped("export", str(run.folder), "already exported with the same inputs"))
         return folder
     check_k(recipe, data)
@@ -62,7 +66,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         model = load_teacher(recipe, data, weights, device)
         rows, labels = stored_rows(data), learned_labels(run)
         origin = origin_of(data, recipe, weights_sha256)
-        overwrite = _is_own_store(folder, origin)
+        _refuse_another_store(folder, origin)
         features = _feature_width(model, data, recipe, rows, device)
         # From here on the store that is there may go.
         run.forget("export")
@@ -78,7 +82,8 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
             k=recipe.export.k,
             features=features,
             labels=labels,
-            overwrite=overwrite,
+            device=device.type,
+            overwrite=True,
         )
         _write_missing(writer, model, data, recipe, rows, device, listener)
         files = _digests(folder, writer.finish())
@@ -113,14 +118,23 @@ def _digests(folder: Path, manifest: Manifest) -> dict[str, str]:
     return {f"{STORE}/{name}": sha256 for name, sha256 in files.items()}
 
 
-def _is_own_store(folder: Path, origin: Origin) -> bool:
-    """Whether what is there may make room: an unfinished export, or an older store of this same teacher."""
-    if not (folder / MANIFEST).exists():
-        return True
+def _is_whole(folder: Path) -> bool:
+    """Whether the store can be opened; it is read from end to end only where it has changed since it last was."""
     try:
-        return read_manifest(folder).origin.teacher_digest == origin.teacher_digest
+        LogitStore.open(folder)
     except StoreError:
         return False
+    return True
+
+
+def _refuse_another_store(folder: Path, origin: Origin) -> None:
+    """An unfinished export, or an older store of this same teacher, may make room; nothing else.
+
+    Raises:
+        StoreError: another teacher's store, or one whose manifest cannot be believed.
+    """
+    if (folder / MANIFEST).exists() and read_manifest(folder).origin.teacher_digest != origin.teacher_digest:
+        raise StoreError(f"{folder}: holds another teacher's logits", cure=f"Move {folder} away, then export again.")
 
 
 def _feature_width(model: nn.Module, data: ImageData, recipe: Recipe, rows: Tensor, device: torch.device) -> int | None:
@@ -242,11 +256,7 @@ def teacher_weights(run: Run, recipe: Recipe, data: ImageData) -> tuple[Path, st
         raise RunError(f"{run.folder}: this is a student", cure=f"its teacher is {run.folder.resolve().parents[1]}.")
     record = run.record.stages.get("teacher")
     if record is None:
-        folder, place = run.folder.resolve(), f"--set checkpoints={run.folder.resolve().parent}"
-        source = recipe.teacher.imported.source
-        again = f"distill teacher {folder / RECIPE} {place}"
-        if source:
-            again = f"distill export --teacher {source} --recipe {folder / RECIPE} {place}"
+        again = shlex.join(_made_by(recipe, run.folder.resolve()))
         raise RunError(f"{run.folder}: its teacher is not finished", cure=f"run `{again}`.")
     if record.digest != teacher_inputs(recipe, data):
         raise RunError(
@@ -256,8 +266,25 @@ def teacher_weights(run: Run, recipe: Recipe, data: ImageData) -> tuple[Path, st
     path = run.folder / "model.safetensors"
     expected = record.files.get(path.name)
     if expected is None or sha256_of(path) != expected:
-        raise RunError(f"{path}: sha256 differs from what the teacher wrote", cure="restore the file, or train again.")
+        raise RunError(
+            f"{path}: sha256 differs from what the teacher wrote",
+            cure=f"restore the file; or delete it and run `{shlex.join(_made_by(recipe, run.folder.resolve()))}`.",
+        )
     return path, expected
+
+
+def _made_by(recipe: Recipe, folder: Path) -> list[str]:
+    """The command that makes the teacher in this folder."""
+    place = ["--set", f"checkpoints={folder.parent}"]
+    source = recipe.teacher.imported.source
+    if not source:
+        return ["distill", "teacher", str(folder / RECIPE), *place]
+    words = ["distill", "export", "--teacher", source, "--recipe", str(folder / RECIPE), *place]
+    if not source.startswith((TIMM, LOCAL_DIR)):  # a file alone does not say which network it is
+        words += ["--model", recipe.teacher.model]
+        for name, value in recipe.teacher.model_args.items():
+            words += ["--set", f"teacher.model_args.{name}={json.dumps(value)}"]
+    return words
 
 
 def stored_rows(data: ImageData) -> Tensor:

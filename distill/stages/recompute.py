@@ -59,7 +59,7 @@ def recompute(run: Run, count: int, seed: int) -> Recomputed:
     weights, weights_sha256 = teacher_weights(run, recipe, data)
     store = LogitStore.open(run.folder / STORE, expect=origin_of(data, recipe, weights_sha256))
     model = load_teacher(recipe, data, weights, device)
-    on_gpu = device.type == "cuda" or "cuda" in run.record.stages["export"].machine.get("device", "cuda")
+    on_gpu = device.type == "cuda" or store.manifest.versions.get("device") != "cpu"
     share = _REPEAT["cuda" if on_gpu else "cpu"]
     total = len(store.indices) * store.views
     drawn = torch.tensor(random.Random(seed).sample(range(total), min(count, total)))

@@ -242,10 +242,12 @@ def label_metrics(data: ImageData, learned: LearnedLabels | None) -> dict[str, f
     if learned is None:
         return {"given_right": before}
     rows = given if learned.kind == "class" else torch.searchsorted(learned.indices, train)
-    soft = learned.averaged[rows].double()
-    after = float((soft.argmax(-1) == true).double().mean())
-    moved = float((soft.argmax(-1) != given).double().mean())
-    entropy = float(torch.special.entr(soft).sum(-1).mean())
+    likeliest = learned.argmax[rows]
+    after = float((likeliest == true).double().mean())
+    moved = float((likeliest != given).double().mean())
+    # Of the table's rows, not of the images', and never all of them in float64 at once.
+    parts = [torch.special.entr(part.double()).sum(-1) for part in torch.split(learned.averaged, 2**14)]
+    entropy = float(torch.cat(parts)[rows].mean())
     return {"given_right": before, "labels_right": after, "labels_moved": moved, "label_entropy": entropy}
 
 

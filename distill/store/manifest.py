@@ -199,7 +199,7 @@ def shard_name(piece: Piece, holds: Holds = "logits") -> str:
 def installed_versions() -> dict[str, str]:
     """Versions of what decides the bytes of an export."""
     found = {"distill": distill.__version__}
-    for name in ("torch", "torchvision", "timm", "safetensors"):
+    for name in ("torch", "torchvision", "timm", "safetensors", "numpy", "scipy", "pillow"):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -243,6 +243,8 @@ def _read(path: Path, model: type[P]) -> P:
         if type(written) is not int or written == SCHEMA_VERSION:
             return validated(path, model, found)
     except StoreError as error:
+        if isinstance(error.__cause__, OSError):
+            raise  # it cannot be read, and may be whole
         # A store is only a copy of what the teacher says, so a damaged one may go.
         raise StoreError(error.message, cure=make_again) from error
     raise StoreError(

@@ -62,6 +62,7 @@ class LogitWriter:
         k: of `topk`: values kept of each row.
         features: D; None: features are not stored.
         labels: the teacher's folder of learned labels, which the store is to carry; None: it has none.
+        device: kind of the device that the logits are computed on.
         overwrite: when the folder holds another export, remove its files (and no other file) and start afresh. The very
             same export is continued all the same.
 
@@ -84,6 +85,7 @@ class LogitWriter:
         k: int | None = None,
         features: int | None = None,
         labels: Path | None = None,
+        device: str = "cpu",
         overwrite: bool = False,
     ) -> None:
         if views != origin.view_count:
@@ -113,7 +115,8 @@ class LogitWriter:
             shard_rows=shard_rows,
             indices=Digest(file=INDICES, sha256=sha256, bytes=size),
             labels=None if labels is None else describe_labels(labels),
-            versions=installed_versions(),
+            # Another kind of device rounds in another way: an export that one began is not gone on with by another.
+            versions={**installed_versions(), "device": device},
         )
         self._digest = self.plan.digest()
         self._encodings: dict[Holds, Encoding] = {"logits": logit_encoding(format, classes, k)}
@@ -189,6 +192,8 @@ class LogitWriter:
             if not problem:
                 return problem is None
         except StoreError as error:
+            if not overwrite:
+                raise
             problem = error.message
         if not overwrite:
             raise StoreError(problem, cure=_OVERWRITE)

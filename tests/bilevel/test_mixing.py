@@ -120,3 +120,20 @@ def test_a_mixed_batch_that_waits_outlives_an_interruption() -> None:
         step(mixed_batch(1), 1, learn=True)
         ends.append(training.rule.table.phi.clone())
     assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("kind", ["instance", "class"])
+def test_labels_of_no_share_stay(kind: str) -> None:
+    """Mixup with a small alpha draws shares of 0; every image of a class may have one."""
+    rule = cases.learned(kind, 1.0)
+    rule.table.phi = rule.table.phi.float()
+    before = rule.table.phi.clone()
+    indices = torch.arange(8)
+    given = torch.tensor([0] * 4 + [1] * 4)
+    labels = rule.labels(indices, given)
+    gradient = torch.randn(8, cases.C, generator=torch.Generator().manual_seed(0))
+    rule.learn(indices, given, labels, gradient, scale=1.0, shares=torch.tensor([0.0] * 4 + [1.0] * 4))
+    moved = (rule.table.phi != before).any(-1)
+    assert rule.table.phi.isfinite().all()
+    assert not moved[:4].any() if kind == "instance" else not moved[0]
+    assert moved[4:8].all() if kind == "instance" else moved[1]

@@ -96,7 +96,7 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert scan(root).files == ("a/0.png", "b/1.png")
 
 
-@pytest.mark.parametrize("kind", ["circle", "broken", "pipe"])
+@pytest.mark.parametrize("kind", ["circle", "broken", "itself", "pipe"])
 def test_bad_links_are_named(tmp_path: Path, kind: str) -> None:
     picture(tmp_path / "a" / "0.png")
     picture(tmp_path / "b" / "0.png")
@@ -105,6 +105,8 @@ def test_bad_links_are_named(tmp_path: Path, kind: str) -> None:
         bad.symlink_to(tmp_path / "b")
     elif kind == "broken":
         bad.symlink_to(tmp_path / "gone.png")
+    elif kind == "itself":
+        bad.symlink_to(bad)
     else:
         os.mkfifo(bad)
     with pytest.raises(DataError, match=r"bad\.png"):

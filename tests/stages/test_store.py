@@ -160,6 +160,45 @@ def test_each_difference_has_its_sentence(tiny, teacher: Run) -> None:
             LogitStore.open(folder, expect=other)
 
 
+def flip_a_byte(path: Path, at: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_exporting_again_mends_a_damaged_shard(tiny, teacher: Run) -> None:
+    """It is the cure that the student's error gives."""
+    recipe = tiny(*SHORT)
+    folder = export_teacher(teacher, recipe, ignore)
+    before = contents(folder)
+    flip_a_byte(next(folder.glob("view*.safetensors")))
+    with pytest.raises(StoreError, match="Export it again"):
+        train_student(teacher, recipe, ignore)
+    assert contents(export_teacher(teacher, recipe, ignore)) == before
+
+
+def test_a_damaged_manifest_costs_no_record_and_its_cure_works(tiny, teacher: Run) -> None:
+    recipe = tiny(*SHORT)
+    folder = export_teacher(teacher, recipe, ignore)
+    before = contents(folder)
+    flip_a_byte(folder / "manifest.json", 30)
+    with pytest.raises(StoreError, match=r"manifest\.json") as caught:
+        export_teacher(teacher, tiny(*SHORT, "views.count=3"), ignore)
+    assert caught.value.cure.startswith(f"Delete {folder}")
+    assert "export" in open_run(teacher.folder).record.stages
+    shutil.rmtree(folder)
+    assert contents(export_teacher(open_run(teacher.folder), recipe, ignore)) == before
+
+
+def test_a_store_that_was_not_recorded_any_more_is_verified_all_the_same(tiny, teacher: Run) -> None:
+    folder = export_teacher(teacher, tiny(*SHORT), ignore)
+    teacher.forget("export")
+    verify_path(teacher.folder)
+    flip_a_byte(next(folder.glob("view*.safetensors")))
+    with pytest.raises(StoreError, match="view0000"):
+        verify_path(teacher.folder)
+
+
 def test_another_format_replaces_the_store(tiny, teacher: Run) -> None:
     export_teacher(teacher, tiny(*SHORT, *FORMATS["int8"]), ignore)
     run = open_run(teacher.folder)
@@ -290,6 +329,13 @@ def test_a_network_without_features_is_refused() -> None:
         feature_width(Plain(4, 3), torch.ones(1, 4))
     with pytest.raises(ModelError, match="gives other logits than forward"):
         feature_width(Other(4, 3), torch.ones(1, 4))
+
+
+def test_features_that_no_layer_is_given_are_refused() -> None:
+    """DeiT's distilled form gives the mean of two tokens, and the mean of two heads, one on each."""
+    model = create(fit("deit_tiny_distilled_patch16_224", classes=7, channels=1, image_size=32)).eval()
+    with pytest.raises(ModelError, match="is not what one last layer is given"):
+        feature_width(model, torch.randn(2, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
 
 
 def test_an_export_that_cannot_be_keeps_the_store(tiny, teacher: Run, monkeypatch) -> None:

@@ -217,7 +217,7 @@ def test_a_plan_that_cannot_be_read_is_refused_or_replaced(tmp_path: Path, write
     (tmp_path / "partial.json").write_text("{")
     with pytest.raises(StoreError, match="is not JSON") as caught:
         writer(tmp_path)
-    assert "overwrite" in caught.value.cure
+    assert caught.value.cure.startswith(f"Delete {tmp_path}")
     assert len(writer(tmp_path, overwrite=True).missing()) == 12
 
 
