@@ -72,6 +72,13 @@ def _train_and_test(root: Path) -> tuple[str, str | None]:
         # A test folder without class folders holds unlabelled images, as ImageNet's does.
         if (root / name).is_dir() and _class_folders(root / name):
             return "train", name
+    for name in _class_folders(root):
+        beside = str(root / name)
+        if name not in ("train", *_TEST_FOLDERS) and next(_images_below(beside, name, Counter()), None):
+            raise DataError(
+                f"{root}: is train a class like {name}, or the training part? Both have images, and train has folders",
+                cure=f"Rename the class, or set data.root to {train}.",
+            )
     return "train", None
 
 

@@ -155,3 +155,17 @@ def test_a_folder_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "scandir", scandir)
     with pytest.raises(DataError, match="a/deep: cannot be read: Permission denied"):
         scan(tmp_path)
+
+
+def test_a_class_called_train_hides_no_other(tmp_path: Path) -> None:
+    for name in ("car", "train/steam", "train/electric", "notes"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("train/steam", "train/electric"):
+        picture(tmp_path / name / "0.png")
+    (tmp_path / "notes" / "read.txt").touch()
+    assert scan(tmp_path).classes == ("electric", "steam")
+    picture(tmp_path / "car" / "0.png")
+    with pytest.raises(DataError, match="is train a class like car") as caught:
+        scan(tmp_path)
+    assert caught.value.cure == f"Rename the class, or set data.root to {tmp_path / 'train'}."
+    assert scan(tmp_path / "train").classes == ("electric", "steam")
