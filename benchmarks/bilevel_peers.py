@@ -82,19 +82,10 @@ class Labels(Learned):
 
     gradient: Tensor | None = None  # dL_meta/dy, [B, C]
 
-    def learn(
-        self,
-        indices: Tensor,
-        given: Tensor,
-        labels: Tensor,
-        gradient: Tensor,
-        *,
-        scale: Tensor | float,
-        shares: Tensor | None = None,
-    ) -> None:
+    def learn(self, indices: Tensor, given: Tensor, labels: Tensor, gradient: Tensor, **how: Any) -> None:
         """See `Learned`."""
         self.gradient = gradient
-        super().learn(indices, given, labels, gradient, scale=scale, shares=shares)
+        super().learn(indices, given, labels, gradient, **how)
 
 
 @dataclass

@@ -20,10 +20,10 @@ import torch
 
 from distill.store.atomic import write_json
 from distill.store.formats.layout import Format
-from distill.store.logits import LogitStore, encodings
+from distill.store.logits import LogitStore
 from distill.store.manifest import INDICES, MANIFEST, Digest, Manifest, Plan, Shard, installed_versions, shard_name
 from distill.store.origin import Origin
-from distill.store.shards import _facts
+from distill.store.shards import _facts, encodings
 from distill.store.tensors import serialized, write_tensors
 
 NOT_CHECKED = "0" * 64

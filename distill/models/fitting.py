@@ -179,6 +179,13 @@ def larger_sizes(size: int, native: int) -> list[int]:
 
 
 def attempt(architecture: str, arguments: dict[str, Json], request: Request) -> Trial:
+    """Builds the network and shows it one image, both without values where that can be: raises nothing, and tells.
+
+    Args:
+        architecture: timm's name.
+        arguments: for `timm.create_model`.
+        request: what the network is to take and give.
+    """
     try:
         model = _build(architecture, arguments, "meta")
     except Exception as error:  # whatever a constructor of timm's raises

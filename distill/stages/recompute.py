@@ -17,7 +17,8 @@ from distill.errors import StoreError
 from distill.report.runs import Run
 from distill.stages.export import STORE, load_teacher, origin_of, teacher_outputs, teacher_weights
 from distill.store.formats.layout import Holds
-from distill.store.logits import LogitStore, encodings
+from distill.store.logits import LogitStore
+from distill.store.shards import encodings
 from distill.training.device import prepare_device
 
 # How far a forward pass may be off when it is made again in other batches, as a share of the row's largest value: by

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.errors import StoreError
 from distill.store.carried import problems_with_labels
-from distill.store.formats.encoding import Encoding, Parts, feature_encoding, logit_encoding
+from distill.store.formats.encoding import Parts
 from distill.store.formats.layout import Holds
 from distill.store.labels import LearnedLabels, read_labels
 from distill.store.manifest import (
@@ -25,13 +25,12 @@ from distill.store.manifest import (
     MANIFEST,
     Manifest,
     Piece,
-    Plan,
     read_manifest,
 )
 from distill.store.mapped import MappedFile
 from distill.store.origin import Origin, difference
 from distill.store.seen import remember, seen, stamps
-from distill.store.shards import map_shard, problem_with, read_indices
+from distill.store.shards import encodings, map_shard, problem_with, read_indices
 from distill.store.writer import LogitWriter
 
 __all__ = ["LogitStore", "LogitWriter", "Piece"]
@@ -160,12 +159,7 @@ class LogitStore:
         numbers, counts = torch.unique_consecutive(shards[order], return_counts=True)
         # Mapped before anything large is allocated: a map made in between would pin the gap that a batch leaves behind.
         maps = [self._map(holds, number) for number in numbers.tolist()]
-        parts = {
-            column.name: torch.empty(
-                (len(order), column.width) if column.width else (len(order),), dtype=getattr(torch, column.dtype)
-            )
-            for column in self._encodings[holds].columns
-        }
+        parts = self._encodings[holds].room(len(order))
         pieces: dict[str, list[bytes]] = {name: [] for name in parts}
         for mapped, chosen in zip(maps, torch.split(order, counts.tolist()), strict=False):
             if self._small[holds]:
@@ -235,14 +229,6 @@ class LogitStore:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.folder, self.manifest, self.indices, self.reconstruct)
-
-
-def encodings(plan: Plan) -> dict[Holds, Encoding]:
-    """How what a store holds is stored."""
-    found: dict[Holds, Encoding] = {"logits": logit_encoding(plan.format, plan.classes, plan.k)}
-    if plan.features is not None:
-        found["features"] = feature_encoding(plan.features)
-    return found
 
 
 def file_names(manifest: Manifest) -> list[str]:

@@ -16,10 +16,19 @@ from torch import Tensor
 
 from distill.errors import StoreError
 from distill.store.atomic import check_regular, sha256_of
+from distill.store.formats.encoding import Encoding, feature_encoding, logit_encoding
 from distill.store.formats.layout import Holds
 from distill.store.manifest import EXPORT_AGAIN, INDICES, Digest, Piece, Plan, Shard, shard_name
 from distill.store.mapped import MappedFile
 from distill.store.tensors import JSON, digest_of, read_tensors, write_tensors
+
+
+def encodings(plan: Plan) -> dict[Holds, Encoding]:
+    """How what a store holds is stored."""
+    found: dict[Holds, Encoding] = {"logits": logit_encoding(plan.format, plan.classes, plan.k)}
+    if plan.features is not None:
+        found["features"] = feature_encoding(plan.features)
+    return found
 
 
 def write_shard(folder: Path, plan_digest: str, piece: Piece, holds: Holds, parts: Mapping[str, Tensor]) -> Shard:

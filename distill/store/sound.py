@@ -10,9 +10,9 @@ from distill.store.atomic import mendable
 from distill.store.carried import problems_with_labels
 from distill.store.formats.layout import Holds, row_bytes
 from distill.store.labels import verify_labels
-from distill.store.logits import encodings, file_names
+from distill.store.logits import file_names
 from distill.store.manifest import LABELS_FOLDER, MANIFEST, PARTIAL, Manifest, Shard, read_manifest
-from distill.store.shards import map_shard, problem_with, read_indices
+from distill.store.shards import encodings, map_shard, problem_with, read_indices
 from distill.store.tensors import read_facts
 
 # Values that are looked at in one go.

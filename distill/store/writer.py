@@ -13,13 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
-import torch
 from torch import Tensor
 
 from distill.errors import StoreError
 from distill.store.atomic import is_temporary, mendable, writable_folder, write_json
 from distill.store.carried import carry_labels, describe_labels, problems_with_labels
-from distill.store.formats.encoding import Encoding, feature_encoding, logit_encoding
 from distill.store.formats.layout import Format, Holds
 from distill.store.manifest import (
     INDICES,
@@ -37,7 +35,7 @@ from distill.store.manifest import (
 )
 from distill.store.origin import Origin, difference
 from distill.store.seen import SEEN
-from distill.store.shards import kept_shard, problem_with, problem_with_indices, write_shard
+from distill.store.shards import encodings, kept_shard, problem_with, problem_with_indices, write_shard
 from distill.store.tensors import digest_of, write_tensors
 
 _SHARD = re.compile(r"(features-)?view\d{4,}-rows\d{9,}\.safetensors")
@@ -119,9 +117,7 @@ class LogitWriter:
             versions={**installed_versions(), "device": device},
         )
         self._digest = self.plan.digest()
-        self._encodings: dict[Holds, Encoding] = {"logits": logit_encoding(format, classes, k)}
-        if features is not None:
-            self._encodings["features"] = feature_encoding(features)
+        self._encodings = encodings(self.plan)
         self._done: dict[Piece, dict[Holds, Shard]] = {}
         writable_folder(self.folder)
         if self._continues(overwrite):
@@ -152,7 +148,7 @@ class LogitWriter:
         if not self._is_ours(piece):
             raise ValueError(f"{piece} is no piece of this store")
         at, total = 0, piece.stop - piece.start
-        stored = {holds: _room(encoding, total) for holds, encoding in self._encodings.items()}
+        stored = {holds: encoding.room(total) for holds, encoding in self._encodings.items()}
         for logits, features in batches:
             rows = len(logits)
             given: dict[Holds, Tensor | None] = {"logits": logits, "features": features}
@@ -292,11 +288,3 @@ class LogitWriter:
             format = self.plan.format if holds == "logits" else "float16"
             cure = 'Set [export] format = "float32".' if holds == "logits" else "Set [export] features = false."
             raise StoreError(f"{where} reach from {low:g} to {high:g}; {format} ends at {limit:g}", cure=cure)
-
-
-def _room(encoding: Encoding, rows: int) -> dict[str, Tensor]:
-    """Where a piece is gathered, as it will be stored."""
-    return {
-        column.name: torch.empty((rows, column.width) if column.width else (rows,), dtype=getattr(torch, column.dtype))
-        for column in encoding.columns
-    }

@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from distill.bilevel.contract import InnerStep, Tensors
 from distill.bilevel.estimators import APPROXIMATIONS, ESTIMATORS
 from distill.bilevel.finite_difference import FiniteDifference
 from distill.bilevel.forward_mode import ForwardMode
@@ -96,6 +97,20 @@ def test_the_probe_refuses_a_wrong_estimator(monkeypatch: pytest.MonkeyPatch, fa
     assert "passed over" in report
 
 
+def step_with_sound_reference(
+    layer: torch.nn.Module,
+) -> tuple[tuple[torch.nn.Module, InnerStep, Tensors], torch.Tensor]:
+    """What an estimator is called with, for a network that ends in the layer, and the exact derivative."""
+    model, optimizer = cases.build("conv-batchnorm", "momentum")
+    model = torch.nn.Sequential(model, layer)
+    training = Training(model, optimizer, learned(1.0), seed=5)
+    inner, r = trial_step(training, batch_of(0), batch_of(1))
+    exact = Unrolled()(model, inner, r)
+    reference, _ = reference_gradient(model, inner, r)
+    assert agreement(reference, exact)[0] > 0.999
+    return (model, inner, r), exact
+
+
 class RoundsToFloat32(torch.nn.Module):
     """A layer that works in float32 whatever it is given, as some of timm's attention does."""
 
@@ -104,14 +119,8 @@ class RoundsToFloat32(torch.nn.Module):
 
 
 def test_the_reference_bears_a_part_in_float32() -> None:
-    model, optimizer = cases.build("conv-batchnorm", "momentum")
-    model = torch.nn.Sequential(model, RoundsToFloat32())
-    training = Training(model, optimizer, learned(1.0), seed=5)
-    inner, r = trial_step(training, batch_of(0), batch_of(1))
-    exact = Unrolled()(model, inner, r)
-    reference, _ = reference_gradient(model, inner, r)
-    assert agreement(reference, exact)[0] > 0.999
-    assert agreement(FiniteDifference(central=True, reach=1e-6)(model, inner, r), exact)[0] < 0.99
+    step, exact = step_with_sound_reference(RoundsToFloat32())
+    assert agreement(FiniteDifference(central=True, reach=1e-6)(*step), exact)[0] < 0.99
 
 
 class Ripples(torch.nn.Module):
@@ -122,14 +131,8 @@ class Ripples(torch.nn.Module):
 
 
 def test_the_reference_keeps_within_kinks() -> None:
-    model, optimizer = cases.build("conv-batchnorm", "momentum")
-    model = torch.nn.Sequential(model, Ripples())
-    training = Training(model, optimizer, learned(1.0), seed=5)
-    inner, r = trial_step(training, batch_of(0), batch_of(1))
-    exact = Unrolled()(model, inner, r)
-    reference, _ = reference_gradient(model, inner, r)
-    assert agreement(reference, exact)[0] > 0.999
-    near, far = (FiniteDifference(central=True, reach=reach)(model, inner, r) for reach in (1e-6, 1e-5))
+    step, _ = step_with_sound_reference(Ripples())
+    near, far = (FiniteDifference(central=True, reach=reach)(*step) for reach in (1e-6, 1e-5))
     assert agreement(near, far)[0] < 0.99, "the case is too easy: neighbours agree"
 
 

@@ -36,6 +36,11 @@ class Encoding:
     problem: Callable[[Parts], str]
     excess: Callable[[Parts, Tensor, Tensor], Tensor]
 
+    def room(self, rows: int) -> Parts:
+        """Where so many rows are gathered as they are stored; not filled."""
+        shapes = {column.name: (rows, column.width) if column.width else (rows,) for column in self.columns}
+        return {c.name: torch.empty(shapes[c.name], dtype=getattr(torch, c.dtype)) for c in self.columns}
+
 
 def logit_encoding(format: Format, classes: int, k: int | None) -> Encoding:
     """How logits [R, C] are stored; `k` is for `topk` only."""
