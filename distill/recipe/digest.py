@@ -41,7 +41,9 @@ def inputs_digest(recipe: Recipe, images: str, given: str) -> str:
 
 def export_digest(recipe: Recipe, weights_sha256: str) -> str:
     """What decides a store: the teacher's inputs, its weights, all of the views, and the shape of the files."""
-    export = recipe.export.model_dump(mode="json", exclude={"batch_size"})
+    # A store without maps is what it was before there were any.
+    left_out = {"batch_size"} if recipe.export.maps else {"batch_size", "maps"}
+    export = recipe.export.model_dump(mode="json", exclude=left_out)
     views = recipe.views.model_dump(mode="json")
     return digest({"teacher": _teacher_inputs(recipe), "weights": weights_sha256, "views": views, "export": export})
 
