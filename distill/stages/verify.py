@@ -9,6 +9,7 @@ from distill.recipe.digest import inputs_digest
 from distill.report.runs import RECIPE, RECORD, Run, damaged_files, open_run
 from distill.stages.compare import COMPARISON
 from distill.stages.export import STORE
+from distill.stages.exported import outdated
 from distill.stages.recompute import Recomputed, recompute
 from distill.stages.student import STUDENTS
 from distill.store.labels import verify_labels
@@ -37,9 +38,10 @@ def verify_path(path: Path) -> int:
     """Checks a run folder (its students too), a folder of runs or comparisons, a store, or learned labels.
 
     What is covered: every file that a finished stage wrote, by its sha256; the store and the labels by their own
-    manifests; whether an exported teacher's recipe.toml is the one that it was trained by. What is not: metrics.jsonl
-    and figures, which are for people; resume states, which carry a digest of their own; `[student]` of a student's
-    recipe.toml, whose digest needs the store as it was then; and the data.
+    manifests; whether an exported teacher's recipe.toml is the one that it was trained by, and whether a student's
+    exported network was made from its weights. What is not: metrics.jsonl and figures, which are for people; resume
+    states, which carry a digest of their own; `[student]` of a student's recipe.toml, whose digest needs the store as
+    it was then; and the data.
 
     Returns:
         The number of files that were checked.
@@ -86,7 +88,7 @@ def _run(folder: Path) -> Found:
         UserError: it is no run folder, or its record is damaged.
     """
     run = open_run(folder)
-    problems = damaged_files(run)
+    problems = [*damaged_files(run), *outdated(run)]
     files = sum(len(stage.files) for stage in run.record.stages.values())
     # Each part is checked as what it is, too: a manifest may name files that the run's record does not.
     # A store that an export could not record any more is one that students use all the same.
