@@ -40,7 +40,11 @@ def student(tmp_path: Path, tiny: Callable[..., Recipe]) -> Callable[..., Run]:
     def make(name: str = "resnet8", side: int = 8, channels: int = 1) -> Run:
         folder = tmp_path / "teacher" / "students" / name
         torch.manual_seed(0)
-        spec = zoo.fit(name, classes=3, channels=channels, image_size=side)
+        if name == "enlarged":
+            inside = {"base": "test_efficientnet", "size": 32, "num_classes": 3, "in_chans": channels}
+            spec = zoo.ModelSpec(name, name, inside, side, channels, 3)
+        else:
+            spec = zoo.fit(name, classes=3, channels=channels, image_size=side)
         model = zoo.create(spec).train()
         with torch.no_grad():
             for _ in range(3):
@@ -66,7 +70,14 @@ def run_file(path: Path, images: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     ("name", "side", "channels"),
-    [("resnet8", 8, 1), ("test_vit", 32, 3), ("test_efficientnet", 32, 3), ("resnet10t", 16, 3)],
+    [
+        ("resnet8", 8, 1),
+        ("test_vit", 32, 3),
+        ("enlarged", 12, 1),
+        pytest.param("test_efficientnet", 32, 3, marks=pytest.mark.slow),
+        pytest.param("mobilenetv3_small_050", 28, 1, marks=pytest.mark.slow),
+        pytest.param("resnet10t", 16, 3, marks=pytest.mark.slow),  # as small_resnet10t
+    ],
 )
 def test_answers_as_timm_does_for_any_batch(
     student: Callable[..., Run], kind: Kind, name: str, side: int, channels: int
@@ -82,13 +93,6 @@ def test_answers_as_timm_does_for_any_batch(
         with torch.no_grad():
             torch.testing.assert_close(run_file(result.path, images), model(images), atol=1e-4, rtol=1e-4)
     assert sorted(path.name for path in result.path.parent.iterdir()) == [FILES[kind], f"{FILES[kind]}.json"]
-
-
-def test_an_enlarged_model(student: Callable[..., Run], kind: Kind) -> None:
-    run = student("mobilenetv3_small_050", 28, 1)
-    assert json.loads((run.folder / "config.json").read_text())["architecture"] == "enlarged"
-    result = export_student(run, kind)
-    assert run_file(result.path, torch.randn(5, 1, 28, 28)).shape == (5, 3)
 
 
 def test_what_is_said_about_it(student: Callable[..., Run], kind: Kind) -> None:
