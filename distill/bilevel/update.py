@@ -31,8 +31,20 @@ class Update:
 
     def backward(self, loss: Tensor) -> Clip | None:
         """Fills the gradients for the optimiser's step, and says how they were clipped if they were."""
+        self.clear()
+        self.add(loss)
+        return self.settle()
+
+    def clear(self) -> None:
+        """Forgets the gradients. `clear`, `add` for each part of a batch and `settle` are `backward` in pieces."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def add(self, loss: Tensor) -> None:
+        """Adds the gradient of a part of the loss to the others'."""
         self._scaled(loss).backward()  # type: ignore[no-untyped-call]
+
+    def settle(self) -> Clip | None:
+        """Undoes float16's scale and clips; says how the gradients were clipped if they were."""
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         if not self.clip_norm:

@@ -215,16 +215,12 @@ def _load(path: Path, overrides: list[str], *, comparing: bool = False) -> Recip
 
 def _teacher_run(text: str, overrides: list[str]) -> tuple[Run, Recipe]:
     """The teacher's run and its recipe as overridden."""
-    from distill.recipe.checks import check_recipe, unused_by_loss
-    from distill.recipe.load import override
+    from distill.recipe.checks import check_recipe
+    from distill.recipe.load import override_run
     from distill.report.runs import find_run, open_run
 
     run = open_run(find_run(text, Path("checkpoints")))
-    recipe = override(run.recipe, overrides)
-    # The recipe's temperature is for the recipe's loss; one that is asked for here and would do nothing is refused.
-    asked = {assignment.partition("=")[0].strip() for assignment in overrides}
-    left_over = {f"student.loss.{name}": default for name, default in unused_by_loss(recipe.student.loss).items()}
-    recipe = override(recipe, [f"{name}={default}" for name, default in left_over.items() if name not in asked])
+    recipe = override_run(run.recipe, overrides)
     check_recipe(recipe, str(run.folder / "recipe.toml"))
     return run, recipe
 

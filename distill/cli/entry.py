@@ -39,7 +39,19 @@ class Stop:
     def ask(self, number: int, frame: FrameType | None) -> None:
         """The signal handler. Native code may turn the exception into one of its own, hence the memory."""
         self.asked = True
+        if _loads_native_code():
+            # C++ code that is told of an exception while it loads ends the process by abort().
+            code = _fail("interrupted", "", 130)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
         raise KeyboardInterrupt
+
+
+def _loads_native_code() -> bool:
+    """Whether torch, or what comes with it, is being imported just now."""
+    specs = (getattr(sys.modules.get(name), "__spec__", None) for name in ("torch", "torchvision"))
+    return any(getattr(spec, "_initializing", False) for spec in specs)
 
 
 STOP = Stop()

@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from distill.errors import RecipeError
-from distill.recipe.schema import LEARNED_RULES, LossRecipe, OptimizerRecipe, Recipe, StageRecipe, ViewsRecipe
+from distill.recipe.losses import CATALOGUE, in_use, needs, needs_all_logits, problems_of_loss, settle
+from distill.recipe.schema import LEARNED_RULES, OptimizerRecipe, Recipe, StageRecipe, ViewsRecipe
 
 # Sources that torchvision can download, and those without a test part of their own.
 _DOWNLOADABLE = frozenset({"fashion-mnist", "cifar10", "cifar100"})
 _UNDIVIDED = frozenset({"digits"})
 # timm's names for torch's SGD, Adam and AdamW, the optimisers that the look-ahead of learned labels has a rule for.
 _LOOK_AHEAD = ("momentum", "sgd", "nesterov", "adam", "adamw")
-# Fields of [student.loss] that a loss does not read.
-_UNUSED: dict[str, tuple[str, ...]] = {"ce": ("temperature", "hard_weight", "soft_weight"), "kd": ()}
-
 # Fields of [views] that say nothing unless one of others is in use.
 _VIEWS_NEED = {
     "resized_crop_ratio": ("resized_crop",),
@@ -48,6 +46,7 @@ def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
         *_labels(recipe, sorted(learned)),
         *_imported(recipe),
         *_stage(recipe, "student", recipe.student, recipe.student.optimizer),
+        *_student(recipe),
         *_export(recipe),
         *_loss(recipe),
         *_top_k(recipe, comparing),
@@ -142,7 +141,7 @@ def _views(recipe: Recipe) -> Iterator[str]:
 def _stage(recipe: Recipe, table: str, stage: StageRecipe, optimizer: OptimizerRecipe) -> Iterator[str]:
     if stage.select == "best" and recipe.data.validation == 0:
         yield f'[{table}] select: found "best" with no validation images, expected [data] validation above 0, or "last"'
-    if optimizer.warmup_epochs >= stage.epochs:
+    if optimizer.warmup_epochs and optimizer.warmup_epochs >= stage.epochs:
         yield (
             f"[{table}.optimizer] warmup_epochs: found {optimizer.warmup_epochs}, "
             f"expected fewer than the {stage.epochs} epochs of [{table}]"
@@ -171,12 +170,12 @@ def _milestones(table: str, epochs: int, optimizer: OptimizerRecipe) -> Iterator
 
 def _labels(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
     teacher, labels = recipe.teacher, recipe.teacher.labels
-    if labels.warmup_epochs >= teacher.epochs:
+    if labels.warmup_epochs and labels.warmup_epochs >= teacher.epochs:
         yield (
             f"[teacher.labels] warmup_epochs: found {labels.warmup_epochs}, "
             f"expected fewer than the {teacher.epochs} epochs of [teacher]"
         )
-    if labels.average_epochs > teacher.epochs:
+    if labels.average_epochs > max(teacher.epochs, 1):
         yield (
             f"[teacher.labels] average_epochs: found {labels.average_epochs}, "
             f"expected at most the {teacher.epochs} epochs of [teacher]"
@@ -186,6 +185,8 @@ def _labels(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
         yield f'[teacher.labels] warmup_epochs: given, but labels by the rule "{labels.rule}" never learn; leave it out'
     if not learned:
         return
+    if not teacher.epochs:
+        yield f"[teacher] epochs: found 0, but {' and '.join(learned)} labels are learned in training; expected more"
     rules = " and ".join(f'"{rule}"' for rule in learned)
     if labels.meta == "held-out" and recipe.data.meta == 0:
         yield (
@@ -242,46 +243,67 @@ def _export(recipe: Recipe) -> Iterator[str]:
         yield f'[export] k: found {export.k}, but format is "{export.format}"; expected format = "topk"'
 
 
-def unused_by_loss(loss: LossRecipe) -> dict[str, float]:
-    """The fields of [student.loss] that its loss does not read, with their defaults."""
-    return {name: LossRecipe.model_fields[name].default for name in _UNUSED[loss.name]}
+def _student(recipe: Recipe) -> Iterator[str]:
+    student = recipe.student
+    if student.patience and recipe.data.validation == 0:
+        yield "[student] patience: found some with no validation images, expected [data] validation above 0, or 0"
+    if student.micro_batches > student.batch_size // 2:
+        yield (
+            f"[student] micro_batches: found {student.micro_batches}, expected at most {student.batch_size // 2}: "
+            f"two images of the {student.batch_size} in each"
+        )
+    count = 1 + len(student.more_teachers)
+    if student.teacher_weights and len(student.teacher_weights) != count:
+        yield (
+            f"[student] teacher_weights: found {len(student.teacher_weights)} numbers, expected one for each of the "
+            f"{count} teachers, the run's own first"
+        )
+    if student.teacher_weights and not any(student.teacher_weights):
+        yield "[student] teacher_weights: found nothing but 0, expected one of them above 0"
+    if student.combine != "logits" and count == 1:
+        yield f'[student] combine: found "{student.combine}" with one teacher; leave it out, or name more_teachers'
+    if student.online and student.more_teachers:
+        yield "[student] online: found true with more_teachers, whose stores are read; leave one of them out"
 
 
 def _loss(recipe: Recipe) -> Iterator[str]:
-    loss = recipe.student.loss
-    for name, default in unused_by_loss(loss).items():
-        found = getattr(loss, name)
-        if found != default:
-            yield f'[student.loss] {name}: found {found:g}, but the loss "{loss.name}" has none; leave it out'
-    if loss.name == "kd" and loss.hard_weight == 0 and loss.soft_weight == 0:
-        yield "[student.loss] soft_weight: found 0 with hard_weight = 0, expected one of them above 0"
-
-
-def needs_all_logits(loss: LossRecipe) -> str:
-    """Why a loss may not learn from what a top-k store makes up for the classes that it did not keep; "": it may.
-
-    The kept logits and the tail's mass make softmax right at T = 1; below 1 the tail weighs less still.
-    """
-    if loss.name == "ce" or (loss.name == "kd" and loss.temperature <= 1):
-        return ""
-    return f'the loss "{loss.name}" at T = {loss.temperature:g} reads the tail, which a top-k store has spread evenly'
+    loss, teacher = recipe.student.loss, recipe.teacher
+    yield from problems_of_loss(loss, recipe.student.epochs)
+    wanted = needs(loss)
+    for need, field in (("features", "features"), ("maps", "maps")):
+        names = [name for name, _, _ in in_use(loss) if need in CATALOGUE[name].needs]
+        if names and not getattr(recipe.export, field) and not recipe.student.online:
+            yield f'[export] {field}: found false, but the loss "{names[0]}" learns from them; expected true'
+    if "labels" in wanted and (teacher.imported.source or teacher.labels.rule not in LEARNED_RULES):
+        rule = "imported" if teacher.imported.source else teacher.labels.rule
+        yield (
+            f'[student.loss] name: found "labels", but the teacher learns no labels ({rule}); '
+            'expected [teacher.labels] rule = "class" or "instance"'
+        )
 
 
 def _top_k(recipe: Recipe, comparing: bool) -> Iterator[str]:
-    loss = recipe.student.loss
+    loss, export = recipe.student.loss, recipe.export
     temperatures = (recipe.compare.temperatures if comparing else ()) or (loss.temperature,)
     losses = [loss.model_copy(update={"temperature": temperature}) for temperature in temperatures]
-    reason = next(filter(None, map(needs_all_logits, losses)), "")
-    if loss.allow_topk and recipe.export.format != "topk":
+    rules = recipe.compare.teachers if comparing else (label_rule(recipe),)
+    settled = [settle(each, rule, recipe.student.epochs).loss for each in losses for rule in rules]
+    reason = next(filter(None, map(needs_all_logits, settled)), "")
+    if loss.allow_topk and export.format != "topk":
         yield (
-            f'[student.loss] allow_topk: found true, but [export] format is "{recipe.export.format}", which holds '
+            f'[student.loss] allow_topk: found true, but [export] format is "{export.format}", which holds '
             "every logit; leave it out"
         )
-    elif recipe.export.format == "topk" and reason and not loss.allow_topk:
+    elif export.format == "topk" and reason and not loss.allow_topk and not recipe.student.online:
         yield (
             f'[export] format: found "topk", but {reason}; expected a temperature of at most 1, format = "int8", or '
             "[student.loss] allow_topk = true (top-10 of 1,000 at T = 4: .5 nats; docs/formats.md)"
         )
+
+
+def label_rule(recipe: Recipe) -> str:
+    """What the teacher's labels were; "imported" for a teacher that was trained elsewhere."""
+    return "imported" if recipe.teacher.imported.source else recipe.teacher.labels.rule
 
 
 def _compare(recipe: Recipe, comparing: bool) -> Iterator[str]:
@@ -307,5 +329,8 @@ def _compare(recipe: Recipe, comparing: bool) -> Iterator[str]:
             "[compare] temperatures: found several with no validation images to choose by, "
             "expected [data] validation above 0, or one temperature"
         )
-    if compare.temperatures and recipe.student.loss.name == "ce":
-        yield '[compare] temperatures: given, but the loss "ce" has none; leave them out, or set [student.loss] name'
+    if compare.temperatures and "temperature" not in CATALOGUE[recipe.student.loss.name].reads:
+        yield (
+            f'[compare] temperatures: given, but the loss "{recipe.student.loss.name}" has none; leave them out, or '
+            "set [student.loss] name"
+        )

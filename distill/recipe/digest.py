@@ -50,7 +50,9 @@ def export_digest(recipe: Recipe, weights_sha256: str) -> str:
 
 def student_digest(recipe: Recipe, store_digest: str) -> str:
     """What decides a student: seed, data, views, student, and the store that it learns from."""
-    inputs = {"views": recipe.views.model_dump(mode="json"), "student": recipe.student.model_dump(mode="json")}
+    # Which other teachers there are is in the digest of what is learned from, by their contents.
+    student = recipe.student.model_dump(mode="json", exclude={"more_teachers"})
+    inputs = {"views": recipe.views.model_dump(mode="json"), "student": student}
     return digest({**_common_inputs(recipe), **inputs, "store": store_digest})
 
 

@@ -69,6 +69,21 @@ def table_of(info: FieldInfo) -> type[BaseModel] | None:
     return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
+def entry_of(info: FieldInfo) -> type[BaseModel] | None:
+    """The model of the tables that a field holds under free names (`student.loss.plus`), or None."""
+    value = item_of(info.annotation) if is_dict(info.annotation) else None
+    return value if isinstance(value, type) and issubclass(value, BaseModel) else None
+
+
+def names_of(table: Sequence[str]) -> tuple[str, ...]:
+    """The free names that a field takes, where they are a choice: those of `student.loss.plus`."""
+    model: type[BaseModel] = Recipe
+    for part in table[:-1]:
+        model = table_of(model.model_fields[part]) or model
+    annotation, _ = _unwrap(model.model_fields[table[-1]].annotation, ())
+    return tuple(map(str, get_args(get_args(annotation)[0])))
+
+
 def label(table: Sequence[str], field: str = "") -> str:
     """`[teacher.optimizer] lr`; a field of the recipe itself has no bracket."""
     return f"[{'.'.join(map(key, table))}] {field}".strip() if table else field
@@ -166,21 +181,23 @@ def found(value: object) -> str:
     return f"{value} (a date or time)"
 
 
-def suggest(table: Sequence[str], name: str, *, is_table: bool = False) -> str:
+def suggest(table: Sequence[str], name: str, *, model: type[BaseModel] = Recipe, is_table: bool = False) -> str:
     """ "; did you mean temperature?" or "" when no field comes close.
 
     Args:
         table: where the unknown name was found.
         name: the unknown name.
+        model: of a table under a free name, which `tables` does not have.
         is_table: whether it holds a table, which makes a table the likelier meaning.
 
     Looks at every table of the recipe: fields of the same table are named alone, others with their table.
     """
     scores: dict[str, float] = {}
-    for path, model in tables():
+    own = [] if model is Recipe else [(tuple(table), model)]
+    for path, its_model in (*own, *tables()):
         here = path == tuple(table)
         near = _SAME_TABLE if here else _SAME_BRANCH * (path[:1] == tuple(table)[:1])
-        for field, info in model.model_fields.items():
+        for field, info in its_model.model_fields.items():
             ratio = difflib.SequenceMatcher(None, name.lower(), field).ratio()
             if ratio < _CLOSE:
                 continue

@@ -6,6 +6,7 @@ that was probably meant. Imports no torch, so the refusal takes a fraction of a 
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +20,10 @@ from pydantic.fields import FieldInfo
 from distill.errors import RecipeError
 from distill.recipe import fields
 from distill.recipe.fields import FieldLine, describe_fields
+from distill.recipe.losses import LossRecipe
 from distill.recipe.schema import Recipe
 
-__all__ = ["FieldLine", "describe_fields", "dump_recipe", "load_recipe", "override", "parse_recipe"]
+__all__ = ["FieldLine", "describe_fields", "dump_recipe", "load_recipe", "override", "override_run", "parse_recipe"]
 
 LARGEST_FILE = 1 << 20
 """Bytes; a recipe has a few hundred, so a larger file is something else."""
@@ -135,8 +137,10 @@ def _lines(locations: Sequence[Location], raw: dict[str, Any]) -> dict[Location,
         name = str(rest[0])
         info = model.model_fields.get(name)
         place: Location = (*table, name)
-        if info is None:
-            lines[place] = _unknown(table, name, is_table=isinstance(_dig(raw, place), Mapping))
+        if name == "[key]":  # pydantic's word for a free name that is none of those there are
+            lines[table] = _no_entry(table)
+        elif info is None:
+            lines[place] = _unknown(table, name, model, is_table=isinstance(_dig(raw, place), Mapping))
         elif _dig(raw, place) is _MISSING:
             lines[place] = f"{fields.label(table, name)} is missing, expected {_takes(info)}"
         else:
@@ -152,12 +156,14 @@ def _lines(locations: Sequence[Location], raw: dict[str, Any]) -> dict[Location,
 def _descend(location: Location) -> tuple[tuple[str, ...], Location, type[BaseModel]]:
     """Splits a location into the path of its table, the rest, and the table's model."""
     model: type[BaseModel] = Recipe
+    entry: type[BaseModel] | None = None  # of the table under a free name that the next part is
     for depth, part in enumerate(location):
-        info = model.model_fields.get(str(part))
-        inner = fields.table_of(info) if info is not None else None
-        if inner is None:
+        info = None if entry else model.model_fields.get(str(part))
+        inner = entry or (fields.table_of(info) if info is not None else None)
+        more = fields.entry_of(info) if info is not None and depth + 1 < len(location) else None
+        if inner is None and more is None:
             return tuple(map(str, location[:depth])), location[depth:], model
-        model = inner
+        model, entry = inner or model, more
     return tuple(map(str, location)), (), model
 
 
@@ -202,12 +208,20 @@ def _mismatch(raw: dict[str, Any], location: Location, wanted: str) -> str:
     return f"found {fields.found(value)}, expected {wanted}"
 
 
-def _unknown(table: Sequence[str], name: str, *, is_table: bool = False) -> str:
+def _no_entry(table: Sequence[str]) -> str:
+    """A table under a name that its place does not have, such as `[student.loss.plus.rkdd]`."""
+    names = fields.names_of(table[:-1])
+    near = difflib.get_close_matches(table[-1], names, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"{fields.label(table[:-1], fields.key(table[-1]))} is not one of {', '.join(names)}{hint}"
+
+
+def _unknown(table: Sequence[str], name: str, model: type[BaseModel], *, is_table: bool = False) -> str:
     if is_table:
         shown = fields.label((*table, name))
         hint = fields.suggest(table, name, is_table=True)
         return f"{shown} is not a table{hint}" if hint else f"{shown} is not a table of a recipe"
-    return f"{fields.label(table, fields.key(name))} is not a field{fields.suggest(table, name)}"
+    return f"{fields.label(table, fields.key(name))} is not a field{fields.suggest(table, name, model=model)}"
 
 
 def _unstorable(value: object, location: Location = ()) -> Iterator[tuple[Location, str]]:
@@ -247,7 +261,7 @@ def _assign(raw: dict[str, Any], text: str, places: dict[Location, str]) -> Iter
     name, inner = str(rest[0]), tuple(map(str, rest[1:]))
     info = model.model_fields.get(name)
     if info is None:
-        yield f"{origin}: {_unknown(table, name, is_table=bool(inner))}"
+        yield f"{origin}: {_unknown(table, name, model, is_table=bool(inner))}"
         return
     if inner and not fields.is_dict(info.annotation):
         yield f"{origin}: {fields.label(table, name)} takes {_takes(info)}, so nothing can be set inside it"
@@ -276,3 +290,12 @@ def _value(text: str, annotation: Any) -> Any:
         item = fields.item_of(annotation)
         return [_value(part.strip(), item) for part in text.split(",")] if text else []
     return text if fields.is_text(annotation) and not isinstance(value, str) else value
+
+
+def override_run(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
+    """`override` for a run's own recipe: a loss of another name starts from its own settings, not the old loss's."""
+    changed = override(recipe, assignments)
+    if changed.student.loss.name == recipe.student.loss.name:
+        return changed
+    student = recipe.student.model_copy(update={"loss": LossRecipe(allow_topk=recipe.student.loss.allow_topk)})
+    return override(recipe.model_copy(update={"student": student}), assignments)

@@ -8,134 +8,33 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from distill.recipe.ranges import (
-    AreaRange,
-    Concentration,
-    Count,
-    ErasingRange,
-    Part,
-    RatioRange,
-    Share,
-    Strength,
-    Temperature,
-    Words,
-)
+from distill.recipe.base import Table
+from distill.recipe.images import DataRecipe, NoiseRecipe, ViewsRecipe
+from distill.recipe.losses import LossRecipe
+from distill.recipe.ranges import Count, Temperature, Words
+
+__all__ = [
+    "LEARNED_RULES",
+    "CompareRecipe",
+    "DataRecipe",
+    "ExportRecipe",
+    "ImportedRecipe",
+    "LabelRule",
+    "LabelsRecipe",
+    "LossRecipe",
+    "NoiseRecipe",
+    "OptimizerRecipe",
+    "Recipe",
+    "StageRecipe",
+    "StudentRecipe",
+    "TeacherRecipe",
+    "ViewsRecipe",
+]
 
 LabelRule = Literal["onehot", "smoothing", "class", "instance"]
 LEARNED_RULES: frozenset[str] = frozenset({"class", "instance"})
-
-
-class Table(BaseModel):
-    """A table of a recipe: frozen, no unknown field, no silent conversion ("3" is not 3)."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
-
-
-class NoiseRecipe(Table):
-    """Wrong labels, planted on purpose. The true labels are kept, for evaluation only."""
-
-    kind: Literal["none", "symmetric", "asymmetric", "file"] = Field(
-        default="none", description="How labels are made wrong."
-    )
-    rate: Share = Field(default=0.0, description="Share of the labels that are drawn again.")
-    redraw: Literal["all", "others"] = Field(
-        default="all",
-        description="Symmetric: draw again from all classes (the literature's way; rate/C stay right) or the others.",
-    )
-    pairs: dict[str, str] = Field(
-        default_factory=dict,
-        description="Asymmetric: which class turns into which, by name; empty: each class into the next.",
-    )
-    file: str = Field(
-        default="", description="A noise file of one's own: .npy of N integers, or .csv with columns index,label."
-    )
-    clean: Annotated[tuple[Literal["meta", "validation"], ...], Field(strict=False)] = Field(
-        default=("meta", "validation"), description="Parts that keep their true labels; the test part always does."
-    )
-
-
-class DataRecipe(Table):
-    """Which images, and how they are divided. All parts are disjoint."""
-
-    source: Literal["digits", "fashion-mnist", "cifar10", "cifar100", "folder"] = Field(
-        default="digits", description="The data set."
-    )
-    root: str = Field(default="", description="Where its files are; empty: the usual place for the source.")
-    download: bool = Field(default=False, description="Let torchvision download the files when they are missing.")
-    image_size: int = Field(
-        default=0, ge=0, le=4096, description="Side in pixels of a folder's images after resizing; 0: 224."
-    )
-    unreadable: Literal["error", "leave-out"] = Field(
-        default="error",
-        description="A folder's images that cannot be decoded: an error that names the first, or in no part.",
-    )
-    train: Count | None = Field(
-        default=None, description="Use only so many training images; default: all that are left."
-    )
-    validation: Part = Field(
-        default=0.1, ge=0, description="Images to choose by: a number, or a share of the training pool."
-    )
-    meta: Part = Field(
-        default=0, ge=0, description="Images that judge the labels: a number, or a share of the training pool."
-    )
-    test: Part = Field(
-        default=0.2,
-        ge=0,
-        description="Images to report on, for sources without a test part of their own: a number or a share.",
-    )
-    noise: NoiseRecipe = Field(default_factory=NoiseRecipe, description="Wrong labels, planted on purpose.")
-
-
-class ViewsRecipe(Table):
-    """Augmentation. View k of image i is always the same pixels."""
-
-    crop_padding: int = Field(
-        default=0, ge=0, le=256, description="Pad by so many pixels, then crop back at a random place."
-    )
-    resized_crop: AreaRange = Field(
-        default=(),
-        description="Crop a rectangle of such a share of the area, resize it to the old size; empty: do not.",
-    )
-    resized_crop_ratio: RatioRange = Field(default=(3 / 4, 4 / 3), description="Width over height of that rectangle.")
-    flip: bool = Field(default=False, description="Mirror half of the views.")
-    randaugment: int = Field(
-        default=0, ge=0, le=10, description="RandAugment: operations one after the other; 0: none, 2 is usual."
-    )
-    randaugment_magnitude: int = Field(
-        default=9, ge=0, le=30, description="RandAugment: their magnitude on torchvision's scale from 0 to 30."
-    )
-    brightness: Strength = Field(default=0.0, description="Colour jitter: factor within 1 - this and 1 + this.")
-    contrast: Strength = Field(default=0.0, description="Colour jitter: likewise, away from the mean grey.")
-    saturation: Strength = Field(default=0.0, description="Colour jitter: likewise, away from the grey image.")
-    hue: float = Field(
-        default=0.0, ge=0, le=0.5, description="Colour jitter: shift by at most this part of the colour circle."
-    )
-    erasing: Share = Field(default=0.0, description="Random erasing: probability; the rectangle is filled with noise.")
-    erasing_area: ErasingRange = Field(default=(0.02, 1 / 3), description="Random erasing: share of the area.")
-    erasing_ratio: RatioRange = Field(default=(0.3, 1 / 0.3), description="Random erasing: width over height.")
-    mixup: Concentration = Field(default=0.0, description="Mixup: alpha of the Beta distribution; 0: none.")
-    cutmix: Concentration = Field(
-        default=0.0,
-        description="CutMix: alpha of the Beta distribution; 0: none. With mixup: either one, half and half.",
-    )
-    mix_probability: Share = Field(default=1.0, description="Share of the views that mixup and CutMix mix.")
-    count: Count | Literal["orbit"] = Field(
-        default=1,
-        description="Views a store holds of each image: a number, or 'orbit' for every crop and flip there is.",
-    )
-
-    @property
-    def drawn(self) -> tuple[str, ...]:
-        """The fields in use whose views cannot be enumerated, so that an orbit has no end."""
-        names = ("resized_crop", "randaugment", "brightness", "contrast", "saturation", "hue", "erasing")
-        return tuple(name for name in (*names, "mixup", "cutmix") if getattr(self, name))
-
-    @property
-    def mixes(self) -> bool:
-        """Whether images are mixed with others."""
-        return (self.mixup > 0 or self.cutmix > 0) and self.mix_probability > 0
 
 
 class OptimizerRecipe(Table):
@@ -259,6 +158,9 @@ class ImportedRecipe(Table):
 class TeacherRecipe(StageRecipe):
     """Stage one."""
 
+    epochs: int = Field(
+        default=30, ge=0, description="Passes over the training images; 0: an untrained teacher, a control."
+    )
     optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe, description="Optimiser and schedule.")
     labels: LabelsRecipe = Field(default_factory=LabelsRecipe, description="The teacher's labels.")
     imported: ImportedRecipe = Field(default_factory=ImportedRecipe, description="A teacher from elsewhere.")
@@ -283,29 +185,37 @@ class ExportRecipe(Table):
     shard_rows: Count = Field(default=65536, description="Rows in a file, at most.")
 
 
-class LossRecipe(Table):
-    """What the student learns from."""
-
-    name: Literal["kd", "ce"] = Field(
-        default="kd", description="kd: Hinton's distillation; ce: hard labels only, a control."
-    )
-    temperature: Temperature = Field(
-        default=4.0, description="Temperature of teacher and student in the distillation term."
-    )
-    hard_weight: float = Field(default=0.1, ge=0, description="Weight of the cross-entropy with the hard labels.")
-    soft_weight: float = Field(default=0.9, ge=0, description="Weight of T^2 KL(teacher || student).")
-    allow_topk: bool = Field(
-        default=False,
-        description="Learn from a top-k store also where its evenly spread tail is wrong, at T above 1.",
-    )
-
-
 class StudentRecipe(StageRecipe):
     """Stage three."""
 
-    model: str = Field(default="resnet8", description="A timm model or one of the KD literature's CIFAR nets.")
+    model: str = Field(
+        default="", description="A timm model or one of the KD literature's CIFAR nets; empty: one that suits the data."
+    )
     seed: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="Seed of the student's weights and order; default: the recipe's."
+    )
+    ema_decay: float = Field(
+        default=0.0, ge=0, lt=1, description="Judge and keep a running mean of the weights with this decay; 0: none."
+    )
+    micro_batches: Count = Field(
+        default=1, description="Compute each step's batch in so many parts, one after the other, to save memory."
+    )
+    compile: bool = Field(default=False, description="Let torch.compile the network's training pass.")
+    patience: int = Field(
+        default=0, ge=0, description="Stop after so many epochs without a better one by validation; 0: never."
+    )
+    online: bool = Field(
+        default=False,
+        description="Run the teacher on every batch, on views without an end, and not from its store: the slow way.",
+    )
+    more_teachers: Annotated[tuple[str, ...], Field(strict=False)] = Field(
+        default=(), description="More teachers, run folders or their names: the student learns from the stores' mean."
+    )
+    teacher_weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)] = Field(
+        default=(), description="Weight of each teacher in that mean, the run's own first; empty: all the same."
+    )
+    combine: Literal["logits", "probabilities"] = Field(
+        default="logits", description="Several teachers: what the mean is taken of."
     )
     optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe, description="Optimiser and schedule.")
     loss: LossRecipe = Field(default_factory=LossRecipe, description="The distillation loss.")

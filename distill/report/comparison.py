@@ -18,7 +18,7 @@ class Arm:
 
     rule: str
     seed: int
-    temperature: float  # of the student, chosen on validation
+    temperature: float | None  # of the student, chosen on validation; None: its loss has none
     teacher: Mapping[str, float]
     student: Mapping[str, float]
 
@@ -41,8 +41,8 @@ class Comparison:
         for rule in dict.fromkeys(arm.rule for arm in self.arms):
             arms = [arm for arm in self.arms if arm.rule == rule]
             yield (rule, "teacher", *_scores([arm.teacher for arm in arms]), _labels_right(arms))
-            temperatures = "/".join(sorted({f"{arm.temperature:g}" for arm in arms}))
-            yield ("", f"student, T {temperatures}", *_scores([arm.student for arm in arms]), "")
+            temperatures = "/".join(sorted({f"{arm.temperature:g}" for arm in arms if arm.temperature is not None}))
+            yield ("", f"student, T {temperatures}" if temperatures else "student", *_scores([arm.student for arm in arms]), "")
 
     def caption(self) -> str:
         """What the numbers are."""

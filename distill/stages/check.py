@@ -19,6 +19,7 @@ from distill.recipe.checks import problems as cross_field_problems
 from distill.recipe.schema import LEARNED_RULES, Recipe, StageRecipe
 from distill.stages.common import fit_model
 from distill.stages.export import check_k, stored_rows
+from distill.stages.settling import settle_student
 from distill.stages.teacher import training_rows
 from distill.store.atomic import check_place
 from distill.store.formats.layout import logit_columns, row_bytes
@@ -83,6 +84,11 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
         report.notes += _colourless(recipe, data)
     count = "the whole orbit" if recipe.views.count == "orbit" else f"{recipe.views.count}"
     report.plan["views"] = {"made of": in_words(recipe.views), "stored": count}
+    if shape is not None:
+        with _collected(report):
+            settled = settle_student(recipe, channels=shape[0], image_size=shape[1], classes=shape[2])
+            recipe = settled.recipe
+            report.notes += settled.reasons
     for table, stage in (("teacher", recipe.teacher), ("student", recipe.student)):
         with _collected(report):
             if shape is not None:

@@ -6,17 +6,14 @@ from collections.abc import Iterable
 from typing import Literal, get_args
 
 from distill.recipe.load import describe_fields
-from distill.recipe.schema import LabelRule, LossRecipe
+from distill.recipe.losses import CATALOGUE, LossInfo
+from distill.recipe.schema import LabelRule
 
 _RULES = {
     "onehot": "fixed: all mass on the given class",
     "smoothing": "fixed: eps/C on every class, as in timm",
     "class": "learned: one label for each class (arXiv 2009.09496)",
     "instance": "learned: one label for each training image (arXiv 2009.09496)",
-}
-_LOSSES = {
-    "kd": "T^2 KL(teacher || student) and cross-entropy (Hinton 2015)",
-    "ce": "cross-entropy with the given labels only: the control",
 }
 
 
@@ -31,11 +28,18 @@ def listing(kind: Literal["models", "losses", "labels", "data", "fields"], patte
 
         return [f"{name:16}{sentence}" for name, sentence in list_sources()]
     if kind == "losses":
-        names = get_args(LossRecipe.model_fields["name"].annotation)
-        return [f"{name:16}{_LOSSES[name]}" for name in names]
+        return [f"{name:12}{_loss(info)}" for name, info in CATALOGUE.items()]
     if kind == "labels":
         return [f"{name:16}{_RULES[name]}" for name in get_args(LabelRule)]
     return _fields()
+
+
+def _loss(info: LossInfo) -> str:
+    """The sentence, the weights, the settings and what a store has to hold for it."""
+    parts = [f"cross-entropy {info.hard:g}, this {info.soft:g}"]
+    parts += [f"{name} {value}" for name, value in info.reads.items() if name != "standardise"]
+    parts += [f"needs the teacher's {need}" for need in sorted(info.needs - {"logits"})]
+    return f"{info.sentence}; {', '.join(parts)}"
 
 
 def _fields() -> list[str]:

@@ -1,36 +1,32 @@
-"""Stage three: train a student on a store. No teacher network is built here."""
+"""Stage three: train a student on what a teacher's store holds. No teacher network is built here, unless asked for."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from distill.bilevel.hygiene import training_forward
-from distill.bilevel.targets import given_loss
-from distill.bilevel.update import Update
-from distill.data.loader import Batch, ImageData, open_data, steps_per_epoch, training_batches
+from distill.data.loader import ImageData, open_data
 from distill.errors import RunError, StoreError
-from distill.losses.logit import kd
 from distill.models import zoo
-from distill.recipe.checks import check_recipe, needs_all_logits
-from distill.recipe.digest import student_digest
+from distill.recipe.checks import check_recipe
+from distill.recipe.digest import digest, student_digest
+from distill.recipe.losses import needs, needs_all_logits
 from distill.recipe.schema import Recipe
-from distill.report.runs import RECORD, Run, locked, make_run, open_run
-from distill.seeding import derive
-from distill.stages.common import build_network, evaluator, tell_left_out, write_selected
-from distill.stages.export import STORE, origin_of, teacher_weights
+from distill.report.runs import RECORD, Run, find_run, locked, make_run, open_run
+from distill.stages.common import evaluator, tell_left_out, write_selected
+from distill.stages.export import STORE, load_teacher, origin_of, teacher_weights
+from distill.stages.settling import settle_student
+from distill.stages.student_task import StudentTask
+from distill.stages.teachers import LearnedLookup, OnlineTeaching, StoredTeaching, Teaching, same_place
 from distill.store.atomic import sha256_of
 from distill.store.logits import LogitStore
 from distill.store.manifest import MANIFEST, read_manifest
 from distill.store.origin import Origin
 from distill.training.device import describe_device, prepare_device
-from distill.training.events import Listener, MetricsFile, StageDone, StageSkipped, fan_out, files_read
+from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out, files_read
 from distill.training.loop import Plan, fit
 from distill.training.schedule import build_schedule
 
@@ -56,34 +52,36 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
         Interrupted: asked to stop; the same call goes on from there.
     """
     check_recipe(recipe, recipe.name)
-    manifest = teacher.folder / STORE / MANIFEST
-    if not manifest.is_file():
-        raise RunError(
-            f"{teacher.folder}: no exported logits", cure=f"run `distill export --teacher {teacher.folder}`."
-        )
+    if not recipe.student.online:
+        _manifest_of(teacher)
     device = prepare_device(recipe)
     data = open_data(recipe, progress=files_read(listener))
-    origin = origin_of(data, recipe, teacher_weights(teacher, recipe, data)[1])
-    digest = student_digest(recipe, sha256_of(manifest))
-    folder = teacher.folder / STUDENTS / student_name(recipe, digest)
+    channels, side, _ = data.shape
+    settled = settle_student(recipe, channels=channels, image_size=side, classes=data.num_classes)
+    recipe = settled.recipe
+    weights, weights_sha256 = teacher_weights(teacher, recipe, data)
+    more = [open_run(find_run(name, Path(recipe.checkpoints))) for name in recipe.student.more_teachers]
+    inputs = [_inputs(teacher, recipe, weights_sha256), *(sha256_of(_manifest_of(run)) for run in more)]
+    own_digest = student_digest(recipe, inputs[0] if not more else digest(inputs))
+    folder = teacher.folder / STUDENTS / student_name(recipe, own_digest)
     with locked(folder):
-        if (folder / RECORD).exists() and (run := open_run(folder)).done("student", digest):
+        if (folder / RECORD).exists() and (run := open_run(folder)).done("student", own_digest):
             (folder / "state" / "student.safetensors").unlink(missing_ok=True)
             listener(StageSkipped("student", str(folder), "already trained with the same inputs"))
             return run
-        store = _open_store(manifest.parent, origin, recipe, teacher.folder)
+        teaching = _teaching(teacher, more, recipe, data, weights, weights_sha256, device)
+        labels = _learned(teaching, recipe, data, device)
         metrics_file = MetricsFile(folder / "metrics.jsonl")
         listener = fan_out(metrics_file, listener)
         tell_left_out(data, listener)
-        task = StudentTask(recipe, data, store, device)
+        for reason in settled.reasons:
+            listener(Notice(reason))
+        task = StudentTask(recipe, data, teaching, labels, device)
         begun = teacher.record.stages["teacher"].digest
-        run = make_run(folder, recipe, kind="student", begun=digest, teacher=begun)
-        schedule = build_schedule(task.optimizer, recipe.student.optimizer, epochs=task.epochs, steps=task.steps)
-        evaluate = evaluator(data, device, recipe.export.batch_size)
-        plan = Plan("student", folder, digest, task.epochs, task.steps, schedule, evaluate)
-        metrics = fit(task, plan, listener, metrics_file)
-        run.finish("student", digest, metrics, _write(task, plan), describe_device(device))
-        plan.state.unlink(missing_ok=True)
+        run = make_run(folder, recipe, kind="student", begun=own_digest, teacher=begun)
+        metrics = fit(task, _plan(task, folder, own_digest, data, device), listener, metrics_file)
+        run.finish("student", own_digest, metrics, _write(task, folder), describe_device(device))
+        _state(folder).unlink(missing_ok=True)
         listener(StageDone("student", str(folder), metrics["seconds"], run.metrics("student")))
     return run
 
@@ -92,8 +90,64 @@ def student_name(recipe: Recipe, digest: str) -> str:
     """`resnet8-kd-T4-1a2b3c4d`."""
     loss = recipe.student.loss
     model = recipe.student.model.replace("/", "_").replace(":", "_")
-    temperature = f"-T{loss.temperature:g}" if loss.name == "kd" else ""
-    return f"{model}-{loss.name}{temperature}-{digest[:8]}"
+    names = "+".join([loss.name, *loss.plus])
+    temperature = "" if loss.temperature is None else f"-T{loss.temperature:g}"
+    return f"{model}-{names}{temperature}-{digest[:8]}"
+
+
+def _plan(task: StudentTask, folder: Path, digest: str, data: ImageData, device: torch.device) -> Plan:
+    student = task.recipe.student
+    schedule = build_schedule(task.optimizer, student.optimizer, epochs=task.epochs, steps=task.steps)
+    evaluate = evaluator(data, device, task.recipe.export.batch_size)
+    return Plan("student", folder, digest, task.epochs, task.steps, schedule, evaluate, patience=student.patience)
+
+
+def _state(folder: Path) -> Path:
+    return folder / "state" / "student.safetensors"
+
+
+def _manifest_of(teacher: Run) -> Path:
+    manifest = teacher.folder / STORE / MANIFEST
+    if not manifest.is_file():
+        raise RunError(
+            f"{teacher.folder}: no exported logits", cure=f"run `distill export --teacher {teacher.folder}`."
+        )
+    return manifest
+
+
+def _inputs(teacher: Run, recipe: Recipe, weights_sha256: str) -> str:
+    """Digest of what the student is taught with: the store, or the network that runs in its place."""
+    return digest({"online": weights_sha256}) if recipe.student.online else sha256_of(_manifest_of(teacher))
+
+
+def _teaching(
+    teacher: Run,
+    more: list[Run],
+    recipe: Recipe,
+    data: ImageData,
+    weights: Path,
+    weights_sha256: str,
+    device: torch.device,
+) -> Teaching:
+    wanted = needs(recipe.student.loss)
+    if recipe.student.online:
+        return OnlineTeaching(load_teacher(recipe, data, weights, device), data, recipe, wanted)
+    origin = origin_of(data, recipe, weights_sha256)
+    stores = [_open_store(_manifest_of(teacher).parent, origin, recipe, teacher.folder)]
+    for run in more:
+        store = LogitStore.open(_manifest_of(run).parent, reconstruct=recipe.student.loss.allow_topk)
+        same_place(stores[0], store, run.folder)
+        stores.append(store)
+    given = recipe.student.teacher_weights or (1.0,) * len(stores)
+    shares = [weight / sum(given) for weight in given]
+    return StoredTeaching(stores, shares, recipe.student.combine, wanted, data, device, recipe.seed)
+
+
+def _learned(teaching: Teaching, recipe: Recipe, data: ImageData, device: torch.device) -> LearnedLookup | None:
+    if "labels" not in needs(recipe.student.loss):
+        return None
+    assert isinstance(teaching, StoredTeaching)
+    return LearnedLookup(teaching.stores[0].labels(), data.num_classes, device)
 
 
 def _open_store(folder: Path, origin: Origin, recipe: Recipe, run: Path) -> LogitStore:
@@ -108,8 +162,15 @@ def _open_store(folder: Path, origin: Origin, recipe: Recipe, run: Path) -> Logi
             f"{folder}: holds other views: {stored.views}, expected {recipe.views.model_dump(mode='json')}",
             cure=f"leave [views] as the store has them, or run `distill export --teacher {run} {views}`.",
         )
-    reason = needs_all_logits(recipe.student.loss)
-    if manifest.format == "topk" and reason and not recipe.student.loss.allow_topk:
+    loss = recipe.student.loss
+    for need, held in (("features", manifest.features), ("maps", getattr(manifest, "maps", None))):
+        if need in needs(loss) and not held:
+            raise StoreError(
+                f'{folder}: holds no {need}, and the loss "{loss.name}" learns from them',
+                cure=f"run `distill export --teacher {run} --set export.{need}=true`.",
+            )
+    reason = needs_all_logits(loss)
+    if manifest.format == "topk" and reason and not loss.allow_topk:
         raise StoreError(
             f"{folder}: holds the {manifest.k} largest of {manifest.classes} logits only, and {reason}",
             cure=f"use T = 1, or export again: `distill export --teacher {run} --set export.format=int8 --set "
@@ -119,77 +180,15 @@ def _open_store(folder: Path, origin: Origin, recipe: Recipe, run: Path) -> Logi
     return LogitStore.open(folder, expect=origin, reconstruct=True)
 
 
-class StudentTask:
-    """The student's side of `training.loop`."""
-
-    def __init__(self, recipe: Recipe, data: ImageData, store: LogitStore, device: torch.device) -> None:
-        student = recipe.student
-        self.recipe, self.data, self.store, self.device = recipe, data, store, device
-        self.seed = recipe.seed if student.seed is None else student.seed
-        self.epochs = student.epochs
-        self.rows = store.indices
-        self.batch_size = student.batch_size
-        self.steps = steps_per_epoch(self.rows.numel(), self.batch_size)
-        self.spec, self.model, self.optimizer = build_network(student, "student", data, self.seed, device)
-        self.update = Update(self.model, self.optimizer, student.precision, student.clip_norm)
-
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """See `Task`."""
-        return training_batches(
-            self.data,
-            self.rows,
-            batch_size=self.batch_size,
-            epoch=epoch,
-            seed=self.seed,
-            views=self.recipe.views,
-            view_seed=self.recipe.seed,  # the store's: the pixels must be those that the teacher saw
-            numbered=True,
-            device=self.device,
-            start=start,
-        )
-
-    def step(self, batch: Batch, epoch: int, number: int) -> dict[str, Tensor]:
-        """See `Task`."""
-        loss = self.recipe.student.loss
-        seed = derive(self.seed, "student-forward", number)
-        logits = training_forward(self.model, batch.images, seed=seed, precision=self.recipe.student.precision).float()
-        hard = given_loss(logits, batch).mean()
-        losses = {"hard": hard}
-        total = hard
-        if loss.name == "kd":
-            teacher = self.store.rows(batch.rows, batch.view).to(self.device)
-            soft = kd(logits, teacher, loss.temperature).mean()
-            losses["soft"] = soft
-            total = loss.hard_weight * hard + loss.soft_weight * soft
-        self.update.backward(total)
-        self.update.step()
-        return {"loss": total.detach(), **{name: value.detach() for name, value in losses.items()}}
-
-    def end_epoch(self, epoch: int) -> dict[str, float]:
-        """See `Task`; nothing of its own."""
-        return {}
-
-    def check(self) -> None:
-        """See `Task`; the losses show everything."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `Task`."""
-        return self.update.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Task`."""
-        self.update.load_state_dict(state)
-
-
-def _write(task: StudentTask, plan: Plan) -> dict[str, str]:
+def _write(task: StudentTask, folder: Path) -> dict[str, str]:
     """The finished student, as timm reads it, and the files' sha256."""
-    files = write_selected(task.model, task.recipe.student, plan.run)
+    files = write_selected(task.judged, task.recipe.student, folder)
     zoo.save_for_timm(
-        task.model,
+        task.judged,
         task.spec,
-        plan.run,
+        folder,
         class_names=task.data.source.classes,
         mean=task.data.mean,
         std=task.data.std,
     )
-    return files | {name: sha256_of(plan.run / name) for name in ("config.json", "model.safetensors")}
+    return files | {name: sha256_of(folder / name) for name in ("config.json", "model.safetensors")}

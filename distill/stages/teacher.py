@@ -153,6 +153,11 @@ class TeacherTask:
         if (after.needs_state, after.needs_features) == (before.needs_state, before.needs_features):
             self.label_step.estimator = after
 
+    @property
+    def judged(self) -> torch.nn.Module:
+        """See `Task`."""
+        return self.model
+
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """See `Task`."""
         return training_batches(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,15 +121,17 @@ class MetricsFile:
     """A listener that appends one line of JSON for each stage start, epoch, notice and stage end.
 
     Every line has `time` (UTC, ISO 8601), `event` (started, epoch, notice or done) and `stage`. An epoch's line has
-    `epoch`, `epochs`, `seconds` and `metrics`; numbers that are not finite are null, as JSON has none. The file is
-    opened for each line, so a killed process loses at most the line it was writing, and the next line mends that.
+    `epoch`, `epochs`, `seconds` and `metrics`; numbers that are not finite are null, as JSON has none. A notice has
+    `epoch` and `step`, the steps of the epoch that were done before it; its `stage` is null where none was under way.
+    The file is opened for each line, so a killed process loses at most the line it was writing, and the next line
+    mends that.
     """
 
     def __init__(self, path: Path, now: Callable[[], datetime] = _now) -> None:
         self.path = path
         self._now = now
         self._stage: str | None = None
-        self._epoch = 0
+        self._epoch = self._step = 0  # how far the stage has come
 
     def __call__(self, event: Event) -> None:
         """Writes the event's line, if it has one.
@@ -139,30 +141,39 @@ class MetricsFile:
         """
         match event:
             case StageStarted():
-                self._stage, self._epoch = event.stage, event.resumed_epoch
+                self._stage, self._epoch, self._step = event.stage, event.resumed_epoch, event.resumed_step
                 steps = {
                     "steps_per_epoch": event.steps_per_epoch,
                     "epoch": event.resumed_epoch,
                     "step": event.resumed_step,
                 }
                 self._append("started", event.stage, {"run": event.run, "epochs": event.epochs, **steps})
+            case StepDone():
+                self._step = event.step
             case EpochDone():
-                self._epoch = event.epoch + 1
+                self._epoch, self._step = event.epoch + 1, 0
                 when = {"epoch": event.epoch, "epochs": event.epochs, "seconds": _finite(event.seconds)}
                 self._append("epoch", event.stage, {**when, "metrics": _plain(event.metrics)})
             case StageDone():
-                self._stage, self._epoch = None, 0
+                self._stage, self._epoch, self._step = None, 0, 0
                 what = {"seconds": _finite(event.seconds), "metrics": _plain(event.metrics)}
                 self._append("done", event.stage, {"run": event.run, **what})
             case Notice():
-                self._append("notice", self._stage, {"epoch": self._epoch, "message": event.message})
+                where = {"epoch": self._epoch, "step": self._step}
+                self._append("notice", self._stage, {**where, "message": event.message})
             case _:
                 pass
 
-    def rewind(self, stage: str, epoch: int) -> None:
-        """Drops what a stage wrote from an epoch on, because it is about to be run again; other stages' lines stay.
+    def rewind(self, stage: str, epoch: int, step: int = 0) -> None:
+        """Drops what a stage wrote from a step on, because it is about to be run again; other stages' lines stay.
 
-        The stage's end goes too, and so do lines that a killed process left torn. The file is replaced in one stroke.
+        The stage's end goes too, and so do lines that a killed process left torn. Of notices from before a stage, which
+        are told each time that it starts, the first of each stays. The file is replaced in one stroke.
+
+        Args:
+            stage: the stage that is about to go on.
+            epoch: epochs of it that are done.
+            step: steps of the next epoch that are done.
 
         Raises:
             StoreError: the file cannot be read or written.
@@ -174,7 +185,7 @@ class MetricsFile:
         except OSError as error:
             raise mendable(self.path, "read", error) from error
         lines = old.splitlines(keepends=True)
-        new = b"".join(line.rstrip(b"\r\n") + b"\n" for line in lines if _stays(line, stage, epoch))
+        new = b"".join(line.rstrip(b"\r\n") + b"\n" for line in _kept(lines, stage, (epoch, step)))
         if new != old:
             write_bytes(self.path, new)
 
@@ -210,12 +221,27 @@ def _entry(line: bytes) -> dict[str, Any] | None:
     return entry if isinstance(entry, dict) else None
 
 
-def _stays(line: bytes, stage: str, epoch: int) -> bool:
-    entry = _entry(line)
-    if entry is None or entry.get("stage") != stage:
-        return entry is not None
-    at = entry.get("epoch")
-    return entry.get("event") != "done" and isinstance(at, int) and at < epoch
+def _kept(lines: list[bytes], stage: str, done: tuple[int, int]) -> Iterator[bytes]:
+    """The lines that stay when a stage goes on after so many epochs, and steps of the next."""
+    said = set()
+    for line in lines:
+        entry = _entry(line)
+        if entry is None or (entry.get("stage") == stage and not _before(entry, done)):
+            continue
+        if entry.get("event") == "notice" and entry.get("stage") is None:
+            message = str(entry.get("message"))
+            if message in said:
+                continue
+            said.add(message)
+        yield line
+
+
+def _before(entry: dict[str, Any], done: tuple[int, int]) -> bool:
+    """Whether a stage's own line is of what it has done."""
+    epoch, step = entry.get("epoch"), entry.get("step", 0)  # older files lack a notice's step
+    if entry.get("event") == "done" or not isinstance(epoch, int) or not isinstance(step, int):
+        return False
+    return epoch < done[0] if entry.get("event") == "epoch" else (epoch, step) < done
 
 
 def _plain(metrics: Mapping[str, float]) -> dict[str, float | None]:

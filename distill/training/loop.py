@@ -27,6 +27,8 @@ from distill.training.events import EpochDone, Listener, MetricsFile, StageStart
 from distill.training.interrupt import Interrupted, StopRequest, listen_for_stop
 
 REPORT_EVERY = 10  # steps between looks at the losses; each look waits for the device
+_JUDGED = ("validation", "test", "epoch")  # metrics that are kept of the best epoch
+_IMAGES = "images"  # trained on in this epoch, beside the sums of the losses
 SAVE_EVERY = 600.0  # seconds between saves inside a long epoch
 
 
@@ -35,6 +37,11 @@ class Task(Protocol):
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+
+    @property
+    def judged(self) -> nn.Module:
+        """The network that is evaluated and kept: the model, or a mean of its weights over the steps."""
+        ...
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """The batches of an epoch from batch `start` on."""
@@ -72,6 +79,7 @@ class Plan:
     steps: int  # in an epoch
     schedule: Scheduler
     evaluate: Callable[[nn.Module], tuple[Scores, Scores]]  # validation, test
+    patience: int = 0  # epochs without a better one by validation after which training ends; 0: it never ends early
 
     @property
     def state(self) -> Path:
@@ -96,6 +104,11 @@ class Progress:
     last: dict[str, float] = field(default_factory=dict)  # metrics of the last epoch
     best: dict[str, float] = field(default_factory=dict)  # metrics of the best epoch by validation
 
+    def over(self, plan: Plan) -> bool:
+        """Whether training has come to its end."""
+        waited = self.epoch - int(self.best.get("epoch", self.epoch))
+        return self.epoch >= plan.epochs or (plan.patience > 0 and waited >= plan.patience)
+
 
 def fit(task: Task, plan: Plan, listener: Listener, metrics_file: MetricsFile) -> dict[str, float]:
     """Trains to the end, from the saved state when there is one.
@@ -108,11 +121,13 @@ def fit(task: Task, plan: Plan, listener: Listener, metrics_file: MetricsFile) -
         RunError: the loss is no longer finite.
         StoreError: the saved state is damaged or belongs to another recipe.
     """
+    if not plan.epochs:
+        return _untrained(task, plan, listener)
     progress = _restore(task, plan)
     metrics_file.rewind(plan.stage, progress.epoch)
     listener(StageStarted(plan.stage, str(plan.run), plan.epochs, plan.steps, progress.epoch, progress.step))
     with listen_for_stop() as stop:
-        while progress.epoch < plan.epochs:
+        while not progress.over(plan):
             _train_epoch(task, plan, progress, listener, stop)
             _end_epoch(task, plan, progress, listener)
             # After the last epoch too: the caller's next stage must not begin. What is left to do here is short.
@@ -120,6 +135,23 @@ def fit(task: Task, plan: Plan, listener: Listener, metrics_file: MetricsFile) -
                 raise Interrupted(plan.stage, f"after epoch {progress.epoch} of {plan.epochs}")
     best = {f"best_{name}": value for name, value in progress.best.items()}
     return {**progress.last, **best, "seconds": progress.seconds}
+
+
+def _untrained(task: Task, plan: Plan, listener: Listener) -> dict[str, float]:
+    """The scores of the initial weights, a control: much of what distillation gains needs no knowledge."""
+    listener(StageStarted(plan.stage, str(plan.run), 0, plan.steps, 0, 0))
+    began = time.monotonic()
+    metrics = task.end_epoch(0) | _scores(task, plan) | {"epoch": 0.0}
+    if "validation_accuracy" in metrics:
+        save_weights(plan.best_weights, task.judged.state_dict())
+        metrics |= {f"best_{name}": value for name, value in metrics.items() if name.startswith(_JUDGED)}
+    return metrics | {"seconds": time.monotonic() - began}
+
+
+def _scores(task: Task, plan: Plan) -> dict[str, float]:
+    """On validation, where there is some, and on test."""
+    validation, test = plan.evaluate(task.judged)
+    return (validation.named("validation") if validation.count else {}) | test.named("test")
 
 
 def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener, stop: StopRequest) -> None:
@@ -133,6 +165,7 @@ def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener,
         for name, loss in losses.items():
             sums[name] = sums[name] + loss.double() if name in sums else loss.double()
         progress.step += 1
+        progress.sums[_IMAGES] = progress.sums.get(_IMAGES, 0.0) + batch.images.shape[0]
         look = progress.step % REPORT_EVERY == 0 or progress.step == plan.steps
         shown = _look(task, plan, progress, losses) if look else {}
         listener(StepDone(plan.stage, progress.epoch, progress.step, batch.images.shape[0], shown))
@@ -170,16 +203,16 @@ def _add(progress: Progress, sums: dict[str, Tensor]) -> None:
 def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -> None:
     began = time.monotonic()
     own = task.end_epoch(progress.epoch)
-    validation, test = plan.evaluate(task.model)
+    scores = _scores(task, plan)
     seconds = progress.epoch_seconds + time.monotonic() - began
+    images = progress.sums.pop(_IMAGES, 0.0)
     metrics = {name: total / plan.steps for name, total in progress.sums.items()}
     metrics |= own | {"lr": float(task.optimizer.param_groups[0]["lr"]), "epoch": float(progress.epoch + 1)}
-    if validation.count:
-        metrics |= validation.named("validation")
-    metrics |= test.named("test")
-    if validation.count and _better(metrics, progress.best):
-        progress.best = {name: v for name, v in metrics.items() if name.startswith(("validation", "test", "epoch"))}
-        save_weights(plan.best_weights, task.model.state_dict())
+    metrics["images_per_second"] = images / max(progress.epoch_seconds, 1e-9)
+    metrics |= scores
+    if "validation_accuracy" in scores and _better(metrics, progress.best):
+        progress.best = {name: value for name, value in metrics.items() if name.startswith(_JUDGED)}
+        save_weights(plan.best_weights, task.judged.state_dict())
     listener(EpochDone(plan.stage, progress.epoch, plan.epochs, seconds, metrics))
     progress.last, progress.sums = metrics, {}
     progress.seconds, progress.epoch_seconds = progress.seconds + seconds, 0.0

@@ -71,7 +71,7 @@ def build_schedule(optimizer: torch.optim.Optimizer, recipe: OptimizerRecipe, *,
         epochs: passes over the data, the warm-up included.
         steps: updates in an epoch.
     """
-    warmup = recipe.warmup_epochs * steps
+    warmup, epochs = recipe.warmup_epochs * steps, max(epochs, 1)  # a schedule of no epoch is never asked
     shared: dict[str, Any] = {
         "t_in_epochs": False,
         "warmup_t": warmup,

@@ -43,8 +43,8 @@ WRONG = [
     ('"a\\nb" = 3', '"a\\nb" is not a field'),
     ("teacher = 3", "teacher: found 3 (an integer), expected a table"),
     ("seed = -1", "seed: found -1 (an integer), expected an integer of at least 0"),
-    ('[teacher]\nepochs = "3"', '[teacher] epochs: found "3" (a string), expected an integer of at least 1'),
-    ("[teacher]\nepochs = 3.0", "[teacher] epochs: found 3.0 (a number), expected an integer of at least 1"),
+    ('[student]\nepochs = "3"', '[student] epochs: found "3" (a string), expected an integer of at least 1'),
+    ("[teacher]\nepochs = 3.0", "[teacher] epochs: found 3.0 (a number), expected an integer of at least 0"),
     ("[views]\nflip = 1", "[views] flip: found 1 (an integer), expected true or false"),
     ("[views]\ncount = 0", '[views] count: found 0 (an integer), expected an integer of at least 1 or "orbit"'),
     ("[data.noise]\nrate = 2", "[data.noise] rate: found 2 (an integer), expected a number from 0 to 1"),
@@ -88,7 +88,7 @@ def test_one_line_says_what_is_wrong(text: str, line: str) -> None:
 
 
 def test_all_problems_are_named_at_once() -> None:
-    found = lines("seed = -1\n[teacher]\nepochs = 0\n[student]\nepoch = 3\n", "compare.seeds=x", "nonsense")
+    found = lines("seed = -1\n[teacher]\nepochs = -1\n[student]\nepoch = 3\n", "compare.seeds=x", "nonsense")
     assert len(found) == 5
     assert found[0].startswith("override nonsense: found no '='")
     assert any(line.startswith('override compare.seeds=x: [compare] seeds[0]: found "x"') for line in found)
@@ -181,9 +181,9 @@ def test_overrides(text: str, name: str, value: object) -> None:
         ("teacher=3", "[teacher] is a table; set its fields one by one: teacher.model=..."),
         (
             "teacher.epochs.x=3",
-            "[teacher] epochs takes an integer of at least 1, so nothing can be set inside it",
+            "[teacher] epochs takes an integer of at least 0, so nothing can be set inside it",
         ),
-        ("teacher.epochs=none", '[teacher] epochs: found "none" (a string), expected an integer of at least 1'),
+        ("teacher.epochs=none", '[teacher] epochs: found "none" (a string), expected an integer of at least 0'),
         ("a.b.c=3", "[a] is not a table of a recipe"),
         ("=3", "found no name before '=', expected table.field=value, such as teacher.epochs=3"),
         (
@@ -277,7 +277,7 @@ def test_every_field_is_described() -> None:
     fields = {field.name: field for field in describe_fields()}
     assert len(fields) == len(list(describe_fields()))
     assert all(field.sentence.endswith(".") and field.default for field in fields.values())
-    assert fields["teacher.epochs"][1:4] == ("integer", "30", "of at least 1")
+    assert fields["teacher.epochs"][1:4] == ("integer", "30", "of at least 0")
     assert fields["data.noise.rate"][1:4] == ("number", "0.0", "from 0 to 1")
     assert fields["views.count"].type == 'integer or "orbit"'
     assert fields["data.train"][1:3] == ("integer or none", "none")

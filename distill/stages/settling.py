@@ -1,0 +1,59 @@
+"""What a student's recipe leaves open, filled in: which network, at which temperature, with which weights, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from distill.models import zoo
+from distill.recipe.checks import label_rule
+from distill.recipe.losses import settle
+from distill.recipe.schema import Recipe
+from distill.stages.common import fit_model
+
+# From small to large. For small images the literature's nets; mobilenetv2 has timm's smallest width that is still good.
+_SMALL_IMAGES = ("resnet8", "resnet20", "mobilenetv2_050", "resnet8x4", "resnet18")
+_IMAGES = ("mobilenetv3_small_050", "mobilenetv3_small_100", "mobilenetv3_large_100", "resnet18", "resnet50")
+_SMALL_SIDE = 64
+_SHARE = 4  # a student has at most so much of its teacher's parameters: a quarter
+
+
+@dataclass(frozen=True)
+class SettledRecipe:
+    """A recipe whose `[student]` has nothing left open, and a sentence about each choice that was made here."""
+
+    recipe: Recipe
+    reasons: tuple[str, ...]
+
+
+def settle_student(recipe: Recipe, *, channels: int, image_size: int, classes: int) -> SettledRecipe:
+    """Chooses the student's network, where the recipe names none, and settles its loss.
+
+    Args:
+        recipe: of a teacher, and of its student.
+        channels: of the images.
+        image_size: H = W, in pixels.
+        classes: C.
+    """
+    student, reasons = recipe.student, []
+    if not student.model:
+        name, reason = _model(recipe, channels, image_size, classes)
+        student = student.model_copy(update={"model": name})
+        reasons.append(reason)
+    settled = settle(student.loss, label_rule(recipe), student.epochs)
+    student = student.model_copy(update={"loss": settled.loss})
+    return SettledRecipe(recipe.model_copy(update={"student": student}), (*reasons, *settled.reasons))
+
+
+def _model(recipe: Recipe, channels: int, image_size: int, classes: int) -> tuple[str, str]:
+    """The largest usual student that has at most a quarter of its teacher's parameters, and why it."""
+    sizes: dict[str, int] = {"channels": channels, "image_size": image_size, "classes": classes}
+    teachers = zoo.parameter_count(fit_model(recipe.teacher, "teacher", **sizes))
+    names = _SMALL_IMAGES if image_size <= _SMALL_SIDE else _IMAGES
+    counts = {
+        name: zoo.parameter_count(zoo.fit(name, classes=classes, channels=channels, image_size=image_size))
+        for name in names
+    }
+    fitting = [name for name in names if counts[name] * _SHARE <= teachers]
+    name = max(fitting, key=lambda each: counts[each]) if fitting else min(counts, key=lambda each: counts[each])
+    share = f"{counts[name]:,} parameters to the teacher's {teachers:,}"
+    return name, f"student {name}: {share}, for images of {image_size} x {image_size} pixels; --model takes another"

@@ -1,0 +1,152 @@
+"""The student's side of `training.loop`: its step, and what it takes to go on after an interruption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from distill.bilevel.hygiene import training_forward
+from distill.bilevel.update import Update
+from distill.data.loader import Batch, ImageData, steps_per_epoch, training_batches
+from distill.errors import RunError
+from distill.losses.criterion import Criterion, teaching_metrics
+from distill.losses.lesson import Lesson, Outputs
+from distill.losses.terms import Sizes
+from distill.models.capture import FeatureHook, width_of_features
+from distill.recipe.losses import in_use, needs
+from distill.recipe.schema import Recipe
+from distill.seeding import derive, seeded
+from distill.stages.common import build_network
+from distill.stages.export import stored_rows
+from distill.stages.teachers import LearnedLookup, Teaching, lesson_of
+
+
+class StudentTask:
+    """A student, its optimiser and its loss.
+
+    Args:
+        recipe: settled, see `stages.settling`.
+        data: the images.
+        teaching: stores, or the teacher itself.
+        labels: those that the teacher learned, where the loss reads them.
+        device: where to train.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: ImageData,
+        teaching: Teaching,
+        labels: LearnedLookup | None,
+        device: torch.device,
+    ) -> None:
+        student = recipe.student
+        self.recipe, self.data, self.teaching, self.labels, self.device = recipe, data, teaching, labels, device
+        self.seed = recipe.seed if student.seed is None else student.seed
+        self.epochs = student.epochs
+        self.rows = stored_rows(data)
+        self.steps = steps_per_epoch(self.rows.numel(), student.batch_size)
+        self.needs = needs(student.loss)
+        self.spec, self.model, self.optimizer = build_network(student, "student", data, self.seed, device)
+        self.criterion = self._criterion()
+        trained = nn.ModuleList([self.model, self.criterion])
+        self.update = Update(trained, self.optimizer, student.precision, student.clip_norm)
+        self.forward: nn.Module = torch.compile(self.model) if student.compile else self.model  # type: ignore[assignment]
+        self.ema = ModelEmaV3(self.model, decay=student.ema_decay, use_warmup=True) if student.ema_decay else None
+
+    def _criterion(self) -> Criterion:
+        """The loss, with parameters that the seed decides and the optimiser moves."""
+        width = 0
+        if "features" in self.needs:
+            self.model.eval()
+            width = width_of_features(self.model, torch.zeros(2, *self.data.shape, device=self.device))
+            self.model.train()
+        sizes = Sizes(self.data.num_classes, width, self.teaching.feature_width, self.rows.numel())
+        with seeded(torch.device("cpu"), derive(self.seed, "student-loss")):
+            criterion = Criterion(self.recipe.student.loss, sizes, self.epochs).to(self.device)
+        for parameters in criterion.parameter_groups(self.recipe.student.optimizer.weight_decay):
+            self.optimizer.add_param_group(parameters)
+        return criterion
+
+    @property
+    def judged(self) -> nn.Module:
+        """See `Task`: the mean of the weights where the recipe asks for one."""
+        return self.model if self.ema is None else self.ema.module
+
+    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
+        """See `Task`."""
+        return training_batches(
+            self.data,
+            self.rows,
+            batch_size=self.recipe.student.batch_size,
+            epoch=epoch,
+            seed=self.seed,
+            views=self.recipe.views,
+            view_seed=self.recipe.seed,  # the store's: the pixels must be those that the teacher saw
+            numbered=not self.recipe.student.online,
+            device=self.device,
+            start=start,
+        )
+
+    def step(self, batch: Batch, epoch: int, number: int) -> dict[str, Tensor]:
+        """See `Task`."""
+        lesson = self._lesson(batch, number)
+        told: dict[str, Tensor] = {}
+        self.update.clear()
+        for place, (rows, part) in enumerate(lesson.parts(self.recipe.student.micro_batches)):
+            share = (rows.stop - rows.start) / len(batch.given)
+            outputs = self._outputs(batch.images[rows], derive(self.seed, "student-forward", number, place))
+            losses = self.criterion(outputs, part, epoch)
+            self.update.add(losses["loss"] * share)
+            if part.teacher is not None:
+                losses |= teaching_metrics(outputs.logits.detach(), part.teacher.logits)
+            told = {name: told.get(name, 0.0) + share * value.detach() for name, value in losses.items()}
+        self.update.settle()
+        self.update.step()
+        if self.ema is not None:
+            self.ema.update(self.model, step=number)
+        return told
+
+    def _lesson(self, batch: Batch, number: int) -> Lesson:
+        taught = self.teaching if self.needs - {"labels"} else None
+        negatives = next((term.negatives for name, term, _ in in_use(self.recipe.student.loss) if name == "crd"), None)
+        contrast = None if negatives is None else self.teaching.contrast(negatives, number)
+        return lesson_of(batch, taught, self.labels, contrast)
+
+    def _outputs(self, images: Tensor, seed: int) -> Outputs:
+        """The student's logits, and its features where the loss reads them."""
+        precision = self.recipe.student.precision
+        with ExitStack() as stack:
+            hook = stack.enter_context(FeatureHook(self.model)) if "features" in self.needs else None
+            try:
+                logits = training_forward(self.forward, images, seed=seed, precision=precision).float()
+            except torch._dynamo.exc.TorchDynamoException as error:
+                raise RunError(
+                    f"[student] compile: torch cannot compile {self.spec.name}: {str(error).splitlines()[0]}",
+                    cure="set student.compile=false, or install the C++ compiler that torch.compile needs.",
+                ) from error
+            return Outputs(logits, None if hook is None else hook.features)
+
+    def end_epoch(self, epoch: int) -> dict[str, float]:
+        """See `Task`."""
+        return self.criterion.end_epoch()
+
+    def check(self) -> None:
+        """See `Task`; the losses show everything."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Task`."""
+        state: dict[str, Any] = {"update": self.update.state_dict(), "criterion": dict(self.criterion.state_dict())}
+        return state if self.ema is None else state | {"ema": dict(self.ema.module.state_dict())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Task`."""
+        self.update.load_state_dict(state["update"])
+        self.criterion.load_state_dict(state["criterion"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
