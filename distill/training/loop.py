@@ -124,7 +124,7 @@ def fit(task: Task, plan: Plan, listener: Listener, metrics_file: MetricsFile) -
     if not plan.epochs:
         return _untrained(task, plan, listener)
     progress = _restore(task, plan)
-    metrics_file.rewind(plan.stage, progress.epoch)
+    metrics_file.rewind(plan.stage, progress.epoch, progress.step)
     listener(StageStarted(plan.stage, str(plan.run), plan.epochs, plan.steps, progress.epoch, progress.step))
     with listen_for_stop() as stop:
         while not progress.over(plan):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -42,6 +43,12 @@ class StopAt:
             os.kill(os.getpid(), signal.SIGINT)
 
 
+def notices(run: Path) -> list[tuple[str, int, int, str]]:
+    """Stage, epoch, step and message of each in a run's metrics.jsonl."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(e["stage"], e["epoch"], e["step"], e["message"]) for e in lines if e["event"] == "notice"]
+
+
 def same(a: Path, b: Path) -> bool:
     left, right = read_tensors(a), read_tensors(b)
     return left.keys() == right.keys() and all(torch.equal(t, right[name]) for name, t in left.items())
@@ -71,6 +78,8 @@ def test_an_interrupted_teacher_ends_with_the_same_bits(tiny, meta, mean, channe
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-9)
     epochs = [line for line in (stopped.folder / "metrics.jsonl").read_text().splitlines() if '"epoch"' in line]
     assert sum('"event": "epoch"' in line or '"event":"epoch"' in line for line in epochs) == 3
+    assert len(notices(whole.folder)) > 2
+    assert notices(stopped.folder) == notices(whole.folder)
 
 
 def test_float16_and_adams_rows_go_on_with_the_same_bits(tiny) -> None:

@@ -57,15 +57,16 @@ def test_golden_lines(tmp_path: Path) -> None:
     file(Notice("after"))
     time = '"time": "2026-01-02T03:04:05.678+00:00"'
     assert path.read_text().splitlines() == [
-        f'{{{time}, "event": "notice", "stage": null, "epoch": 0, "message": "before"}}',
+        f'{{{time}, "event": "notice", "stage": null, "epoch": 0, "step": 0, "message": "before"}}',
         f'{{{time}, "event": "started", "stage": "teacher", "run": "runs/a", "epochs": 1, "steps_per_epoch": 5, '
         '"epoch": 0, "step": 0}',
-        f'{{{time}, "event": "notice", "stage": "teacher", "epoch": 0, "message": "the probe chose one-sided"}}',
+        f'{{{time}, "event": "notice", "stage": "teacher", "epoch": 0, "step": 0, '
+        '"message": "the probe chose one-sided"}',
         f'{{{time}, "event": "epoch", "stage": "teacher", "epoch": 0, "epochs": 1, "seconds": 1.5, '
         '"metrics": {"loss": 0.5}}',
         f'{{{time}, "event": "done", "stage": "teacher", "run": "runs/a", "seconds": 9.0, '
         '"metrics": {"test_accuracy": 0.75}}',
-        f'{{{time}, "event": "notice", "stage": null, "epoch": 0, "message": "after"}}',
+        f'{{{time}, "event": "notice", "stage": null, "epoch": 0, "step": 0, "message": "after"}}',
     ]
 
 
@@ -100,6 +101,67 @@ def test_a_resumed_run_has_every_epoch_once(
         assert own[-1]["event"] == "done"
     starts = [entry["epoch"] for entry in found if (entry["stage"], entry["event"]) == ("teacher", "started")]
     assert starts == ([0, resumed] if resumed else [0])
+
+
+STEPS = 4
+
+
+def noticing(path: Path, first: tuple[int, int], last: tuple[int, int]) -> None:
+    """A stage of three epochs of four steps, between two (epoch, step), with notices wherever there can be some."""
+    file = MetricsFile(path, clock)
+    file(Notice("warning: unreadable"))
+    file(Notice("the probe chose one-sided"))
+    file.rewind("teacher", *first)
+    file(StageStarted("teacher", "runs/a", 3, STEPS, *first))
+    for number in range(first[0] * STEPS + first[1], last[0] * STEPS + last[1]):
+        epoch, step = divmod(number, STEPS)
+        file(Notice(f"step {step} of epoch {epoch} begins"))
+        file(StepDone("teacher", epoch, step + 1, 64))
+        if step + 1 == STEPS:
+            file(Notice(f"epoch {epoch} is judged"))
+            file(EpochDone("teacher", epoch, 3, 1.5, {"loss": 0.5}))
+    if last == (3, 0):
+        file(StageDone("teacher", "runs/a", 9.0, {}))
+
+
+@given(st.lists(st.tuples(st.integers(0, 3 * STEPS - 1), st.integers(0, 3 * STEPS - 1)), max_size=4))
+@settings(deadline=None, max_examples=40)
+def test_a_resumed_run_has_the_notices_of_an_uninterrupted_one(
+    tmp_path_factory: pytest.TempPathFactory, attempts: list[tuple[int, int]]
+) -> None:
+    """`attempts`: how far each process came, and where the state that it had saved is."""
+    folder = tmp_path_factory.mktemp("run")
+    noticing(folder / "whole.jsonl", (0, 0), (3, 0))
+    at = 0
+    for reached, saved in attempts:
+        noticing(folder / "resumed.jsonl", divmod(at, STEPS), divmod(max(at, reached), STEPS))
+        at = max(at, min(reached, saved))
+    noticing(folder / "resumed.jsonl", divmod(at, STEPS), (3, 0))
+    whole, resumed = (
+        [entry for entry in entries(folder / name) if entry["event"] != "started"]
+        for name in ("whole.jsonl", "resumed.jsonl")
+    )
+    assert resumed == whole
+
+
+def test_a_notice_that_was_not_told_before_stays(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for message in ("backend reference", "backend triton", "backend reference"):
+        file = MetricsFile(path, clock)
+        file(Notice(message))
+        file.rewind("teacher", 0, 2)
+        file(StageStarted("teacher", "runs/a", 1, 5, 0, 2))
+    told = [entry["message"] for entry in entries(path) if entry["event"] == "notice"]
+    assert told == ["backend reference", "backend triton"]
+
+
+def test_notices_of_older_files_have_no_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    old = '{"time": "x", "event": "notice", "stage": "teacher", "epoch": 1, "message": "asked again"}\n'
+    for epoch, step, stays in ((1, 1, True), (2, 0, True), (1, 0, False), (0, 3, False)):
+        path.write_text(old)
+        MetricsFile(path).rewind("teacher", epoch, step)
+        assert (path.read_text() == old) == stays
 
 
 def test_rewinding_nothing_writes_nothing(tmp_path: Path) -> None:
