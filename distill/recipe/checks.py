@@ -274,6 +274,15 @@ def _loss(recipe: Recipe) -> Iterator[str]:
         names = [name for name, _, _ in in_use(loss) if need in CATALOGUE[name].needs]
         if names and not getattr(recipe.export, field) and not recipe.student.online:
             yield f'[export] {field}: found false, but the loss "{names[0]}" learns from them; expected true'
+    names = [name for name, _, _ in in_use(loss)]
+    if "ols" in names and recipe.views.mixes:
+        yield '[student.loss] name: found "ols" with mixed views, of which no answer is right; leave one of them out'
+    if "crd" in names and recipe.student.online:
+        yield '[student] online: found true with the loss "crd", which draws from a store; leave one of them out'
+    if "labels" in wanted and recipe.student.online:
+        yield '[student] online: found true with the loss "labels", which lie in a store; leave one of them out'
+    if recipe.student.compile and wanted & {"features", "maps"}:
+        yield f'[student] compile: found true, but the loss "{names[0]}" looks inside; leave one of them out'
     if "labels" in wanted and (teacher.imported.source or teacher.labels.rule not in LEARNED_RULES):
         rule = "imported" if teacher.imported.source else teacher.labels.rule
         yield (

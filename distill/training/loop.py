@@ -208,12 +208,12 @@ def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -
     images = progress.sums.pop(_IMAGES, 0.0)
     metrics = {name: total / plan.steps for name, total in progress.sums.items()}
     metrics |= own | {"lr": float(task.optimizer.param_groups[0]["lr"]), "epoch": float(progress.epoch + 1)}
-    metrics["images_per_second"] = images / max(progress.epoch_seconds, 1e-9)
     metrics |= scores
     if "validation_accuracy" in scores and _better(metrics, progress.best):
         progress.best = {name: value for name, value in metrics.items() if name.startswith(_JUDGED)}
         save_weights(plan.best_weights, task.judged.state_dict())
-    listener(EpochDone(plan.stage, progress.epoch, plan.epochs, seconds, metrics))
+    speed = {"images_per_second": images / max(progress.epoch_seconds, 1e-9)}  # no part of the result
+    listener(EpochDone(plan.stage, progress.epoch, plan.epochs, seconds, metrics | speed))
     progress.last, progress.sums = metrics, {}
     progress.seconds, progress.epoch_seconds = progress.seconds + seconds, 0.0
     progress.epoch, progress.step = progress.epoch + 1, 0
