@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -30,7 +31,10 @@ RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A TOML file;
 Overrides = Annotated[
     list[str], typer.Option("--set", metavar="TABLE.FIELD=VALUE", help="Override a field of the recipe; repeatable.")
 ]
-TeacherRun = Annotated[str, typer.Option("--teacher", metavar="RUN", help="Run folder of a teacher, or its name.")]
+TeacherRuns = Annotated[
+    list[str],
+    typer.Option("--teacher", metavar="RUN", help="Run folder of a teacher, or its name; several are averaged."),
+]
 AnyTeacher = Annotated[
     str,
     typer.Option(
@@ -42,6 +46,7 @@ ForRecipe = Annotated[
     typer.Option("--recipe", metavar="RECIPE", help="For a teacher from elsewhere: data, views, student."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+Curves = Annotated[bool, typer.Option("--tensorboard", help="Write curves to tensorboard/ in each run folder too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
 
 
@@ -69,12 +74,13 @@ def teacher(
     no_export: Annotated[bool, typer.Option("--no-export", help="Stop before the logits are written.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    tensorboard: Curves = False,
 ) -> None:
     """Stage one: train a teacher, then export its logits."""
     loaded = _load(recipe, overrides)
     from distill.stages.pipeline import run_teacher
 
-    with _console(quiet, as_json) as listener:
+    with _console(quiet, as_json, tensorboard) as listener:
         run = run_teacher(loaded, listener, export=not no_export)
     _report([run], quiet, as_json, [f"distill student --teacher {run.folder}"])
 
@@ -109,43 +115,67 @@ def export(
 
 @app.command()
 def student(
-    teacher: TeacherRun,
+    teacher: TeacherRuns,
     model: Annotated[str | None, typer.Option("--model", help="A timm model or a CIFAR net.")] = None,
-    loss: Annotated[str | None, typer.Option("--loss", help="kd or ce.")] = None,
+    loss: Annotated[str | None, typer.Option("--loss", help="`distill list losses` names them.")] = None,
     temperature: Annotated[float | None, typer.Option("--temperature", "-T", help="Temperature.")] = None,
     overrides: Overrides = [],  # noqa: B006
+    for_use: Annotated[
+        Literal["onnx", "torch-export"] | None, typer.Option("--export", help="Write the student for other programs.")
+    ] = None,
     quiet: Quiet = False,
     as_json: AsJson = False,
+    tensorboard: Curves = False,
 ) -> None:
     """Stage three: train a student on a teacher's store. Needs no recipe: the run folder holds one."""
     short = {"model": model, "loss.name": loss, "loss.temperature": temperature}
     given = [f"student.{field}={value}" for field, value in short.items() if value is not None]
-    run, recipe = _teacher_run(teacher, [*given, *overrides])
+    if more := teacher[1:]:
+        given.append(f"student.more_teachers={json.dumps(more)}")
+    run, recipe = _teacher_run(teacher[0], [*given, *overrides])
+    from distill.stages.exported import export_student, require
     from distill.stages.student import train_student
 
-    with _console(quiet, as_json) as listener:
+    if for_use is not None:
+        require(for_use)
+    with _console(quiet, as_json, tensorboard) as listener:
         trained = train_student(run, recipe, listener)
+    exported = export_student(trained, for_use) if for_use is not None else None
     _report([trained], quiet, as_json, [f"distill verify {run.folder}"])
+    if exported is not None and not quiet and not as_json:
+        print(exported)
 
 
 @app.command()
-def run(recipe: RecipeFile, overrides: Overrides = [], quiet: Quiet = False, as_json: AsJson = False) -> None:  # noqa: B006
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    tensorboard: Curves = False,
+) -> None:
     """All stages; what is already on disk is not done again."""
     loaded = _load(recipe, overrides)
     from distill.stages.pipeline import run_pipeline
 
-    with _console(quiet, as_json) as listener:
+    with _console(quiet, as_json, tensorboard) as listener:
         runs = run_pipeline(loaded, listener)
     _report(list(runs), quiet, as_json, [f"distill verify {runs[0].folder}"])
 
 
 @app.command()
-def compare(recipe: RecipeFile, overrides: Overrides = [], quiet: Quiet = False, as_json: AsJson = False) -> None:  # noqa: B006
+def compare(
+    recipe: RecipeFile,
+    overrides: Overrides = [],  # noqa: B006
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+    tensorboard: Curves = False,
+) -> None:
     """Train the teachers of [compare], a student of each, and print the table."""
     loaded = _load(recipe, overrides, comparing=True)
     from distill.stages.compare import compare as compare_teachers
 
-    with _console(quiet, as_json) as listener:
+    with _console(quiet, as_json, tensorboard) as listener:
         result = compare_teachers(loaded, listener)
     if as_json:
         picture = str(result.picture) if result.picture else None
@@ -226,12 +256,16 @@ def _teacher_run(text: str, overrides: list[str]) -> tuple[Run, Recipe]:
 
 
 @contextmanager
-def _console(quiet: bool, as_json: bool) -> Iterator[Listener]:
+def _console(quiet: bool, as_json: bool, tensorboard: bool = False) -> Iterator[Listener]:
     from distill.training.console import choose_mode, console_listener
+    from distill.training.events import fan_out
+    from distill.training.tensorboard import tensorboard_listener
 
     stream = sys.stderr if as_json else sys.stdout
-    with console_listener(choose_mode(stream, quiet), stream) as listener:
-        yield listener
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(tensorboard_listener())] if tensorboard else []
+        listeners.append(stack.enter_context(console_listener(choose_mode(stream, quiet), stream)))
+        yield fan_out(*listeners)
 
 
 def _report(runs: list[Run], quiet: bool, as_json: bool, next_commands: list[str]) -> None:

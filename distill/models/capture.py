@@ -1,7 +1,9 @@
-"""What a student's last layer is given, caught in the pass that gives the logits."""
+"""What losses see inside a network: its last layer's input, and where its stages look, from the pass for the logits."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distill.errors import ModelError
+from distill.models.maps import MapHook, find_stages, fit_maps
 
 
 class FeatureHook:
@@ -63,13 +66,71 @@ class FeatureHook:
         return caught.float() if caught.itemsize < 4 else caught
 
 
-@torch.no_grad()
-def width_of_features(model: nn.Module, images: Tensor) -> int:
-    """D of a model in eval mode, found on a few images [B, ch, H, W].
+class Inside:
+    """While it is entered, what is asked for of a network's forward passes.
+
+    Args:
+        model: the network.
+        images: [B, ch, H, W], on its device, of the kind that it will be given; any will do.
+        features: whether the last layer's input is wanted.
+        maps: whether attention maps are wanted.
+        sizes: (h, w) that the maps are brought to, a teacher's; none: as they are.
 
     Raises:
-        ModelError: it has no features.
+        ModelError: the network has no features, or no maps.
     """
-    with FeatureHook(model) as hook:
-        model(images)
-    return hook.features.shape[1]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        *,
+        features: bool,
+        maps: bool,
+        sizes: Sequence[tuple[int, int]] = (),
+    ) -> None:
+        self._features = FeatureHook(model) if features else None
+        self._maps = MapHook(model, find_stages(model, images)) if maps else None
+        self._wanted = tuple(sizes)
+        self._stack = ExitStack()
+        self.width = self._width(model, images) if self._features else 0
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """(h, w) of the network's own maps."""
+        return tuple(stage.size for stage in self._maps.stages) if self._maps else ()
+
+    def __enter__(self) -> Self:
+        for hook in (self._features, self._maps):
+            if hook is not None:
+                self._stack.enter_context(hook)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def features(self) -> Tensor | None:
+        """Of the last forward pass, [B, D]; None where they are not wanted."""
+        return self._features.features if self._features else None
+
+    @property
+    def maps(self) -> list[Tensor] | None:
+        """Of the last forward pass, each [B, h * w]; None where they are not wanted."""
+        if self._maps is None:
+            return None
+        return fit_maps(self._maps.maps, self.sizes, self._wanted) if self._wanted else self._maps.maps
+
+    @torch.no_grad()
+    def _width(self, model: nn.Module, images: Tensor) -> int:
+        modes = {module: module.training for module in model.modules()}
+        assert self._features is not None, "no features are wanted"
+        try:
+            with self._features as hook:
+                model.eval()(images)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        return hook.features.shape[1]

@@ -273,7 +273,10 @@ def _loss(recipe: Recipe) -> Iterator[str]:
     for need, field in (("features", "features"), ("maps", "maps")):
         names = [name for name, _, _ in in_use(loss) if need in CATALOGUE[name].needs]
         if names and not getattr(recipe.export, field) and not recipe.student.online:
-            yield f'[export] {field}: found false, but the loss "{names[0]}" learns from them; expected true'
+            yield (
+                f'[export] {field}: found false, but the loss "{names[0]}" learns from them; expected true (for a '
+                f"teacher that is there: distill export --teacher RUN --set export.{field}=true)"
+            )
     names = [name for name, _, _ in in_use(loss)]
     if "ols" in names and recipe.views.mixes:
         yield '[student.loss] name: found "ols" with mixed views, of which no answer is right; leave one of them out'

@@ -83,7 +83,7 @@ def export_student(run: Run, kind: Kind) -> Exported:
             the exported one gives other logits.
         StoreError: the file cannot be written.
     """
-    _require(kind)
+    require(kind)
     made_from = _student_files(run)
     stage, wanted = stage_name(kind), _digest(kind, made_from)
     folder = run.folder / EXPORTED
@@ -129,7 +129,12 @@ def _digest(kind: Kind, made_from: dict[str, str]) -> str:
     return digest({"kind": kind, "made from": made_from})
 
 
-def _require(kind: Kind) -> None:
+def require(kind: Kind) -> None:
+    """That the packages which this kind needs are there.
+
+    Raises:
+        RunError: they are not.
+    """
     missing = [name for name in _EXTRA if find_spec(name) is None] if kind == "onnx" else []
     if missing:
         raise RunError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from distill.errors import RunError
 from distill.losses.criterion import Criterion, teaching_metrics
 from distill.losses.lesson import Lesson, Outputs
 from distill.losses.terms import Sizes
-from distill.models.capture import FeatureHook, width_of_features
+from distill.models.capture import Inside
 from distill.recipe.losses import in_use, needs
 from distill.recipe.schema import Recipe
 from distill.seeding import derive, seeded
@@ -53,6 +52,13 @@ class StudentTask:
         self.steps = steps_per_epoch(self.rows.numel(), student.batch_size)
         self.needs = needs(student.loss)
         self.spec, self.model, self.optimizer = build_network(student, "student", data, self.seed, device)
+        self.inside = Inside(
+            self.model,
+            torch.zeros(2, *data.shape, device=device),
+            features="features" in self.needs,
+            maps="maps" in self.needs,
+            sizes=teaching.sides,
+        )
         self.criterion = self._criterion()
         trained = nn.ModuleList([self.model, self.criterion])
         self.update = Update(trained, self.optimizer, student.precision, student.clip_norm)
@@ -61,12 +67,7 @@ class StudentTask:
 
     def _criterion(self) -> Criterion:
         """The loss, with parameters that the seed decides and the optimiser moves."""
-        width = 0
-        if "features" in self.needs:
-            self.model.eval()
-            width = width_of_features(self.model, torch.zeros(2, *self.data.shape, device=self.device))
-            self.model.train()
-        sizes = Sizes(self.data.num_classes, width, self.teaching.feature_width, self.rows.numel())
+        sizes = Sizes(self.data.num_classes, self.inside.width, self.teaching.feature_width, self.rows.numel())
         with seeded(torch.device("cpu"), derive(self.seed, "student-loss")):
             criterion = Criterion(self.recipe.student.loss, sizes, self.epochs).to(self.device)
         for parameters in criterion.parameter_groups(self.recipe.student.optimizer.weight_decay):
@@ -119,10 +120,9 @@ class StudentTask:
         return lesson_of(batch, taught, self.labels, contrast)
 
     def _outputs(self, images: Tensor, seed: int) -> Outputs:
-        """The student's logits, and its features where the loss reads them."""
+        """The student's logits, and what else the loss reads of it."""
         precision = self.recipe.student.precision
-        with ExitStack() as stack:
-            hook = stack.enter_context(FeatureHook(self.model)) if "features" in self.needs else None
+        with self.inside as inside:
             try:
                 logits = training_forward(self.forward, images, seed=seed, precision=precision).float()
             except torch._dynamo.exc.TorchDynamoException as error:
@@ -130,7 +130,7 @@ class StudentTask:
                     f"[student] compile: torch cannot compile {self.spec.name}: {str(error).splitlines()[0]}",
                     cure="set student.compile=false, or install the C++ compiler that torch.compile needs.",
                 ) from error
-            return Outputs(logits, None if hook is None else hook.features)
+            return Outputs(logits, inside.features, inside.maps)
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """See `Task`."""

@@ -18,7 +18,7 @@ from distill.errors import StoreError
 from distill.losses.feature import draw_negatives
 from distill.losses.lesson import Contrast, Lesson, Outputs
 from distill.losses.soft import mixed
-from distill.models.capture import FeatureHook, width_of_features
+from distill.models.capture import Inside
 from distill.recipe.losses import Need
 from distill.recipe.schema import Recipe
 from distill.stages.common import as_teacher_sees
@@ -123,22 +123,27 @@ class OnlineTeaching:
     """
 
     def __init__(self, model: nn.Module, data: ImageData, recipe: Recipe, wanted: frozenset[Need]) -> None:
-        self.model, self.wanted = model, wanted
+        self.model = model
         self.own, self.seen = (data.mean, data.std), _normalisation(data, recipe)
-        device = next(model.parameters()).device
-        few = _renormalised(torch.zeros(2, *data.shape, device=device), self.own, self.seen)
-        self.feature_width = width_of_features(model, few) if "features" in wanted else 0
-        self.sides: tuple[tuple[int, int], ...] = ()
+        few = _renormalised(torch.zeros(2, *data.shape, device=next(model.parameters()).device), self.own, self.seen)
+        self.inside = Inside(model, few, features="features" in wanted, maps="maps" in wanted)
+
+    @property
+    def sides(self) -> tuple[tuple[int, int], ...]:
+        """See `Teaching`."""
+        return self.inside.sizes
+
+    @property
+    def feature_width(self) -> int:
+        """See `Teaching`."""
+        return self.inside.width
 
     @torch.no_grad()
     def outputs(self, batch: Batch) -> Outputs:
         """See `Teaching`."""
         images = batch.images if self.own == self.seen else _renormalised(batch.images, self.own, self.seen)
-        if "features" not in self.wanted:
-            return Outputs(self.model(images).float())
-        with FeatureHook(self.model) as hook:
-            logits = self.model(images).float()
-        return Outputs(logits, hook.features)
+        with self.inside as inside:
+            return Outputs(self.model(images).float(), inside.features, inside.maps)
 
     def contrast(self, count: int, step: int) -> Contrast:
         """Refused by `check_recipe`: there are no stored features to draw from."""
