@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from distill.errors import RecipeError
-from distill.recipe.losses import CATALOGUE, in_use, needs, needs_all_logits, problems_of_loss, settle
+from distill.recipe.losses import CATALOGUE
 from distill.recipe.schema import LEARNED_RULES, OptimizerRecipe, Recipe, StageRecipe, ViewsRecipe
+from distill.recipe.student_checks import student_problems
 
 # Sources that torchvision can download, and those without a test part of their own.
 _DOWNLOADABLE = frozenset({"fashion-mnist", "cifar10", "cifar100"})
@@ -46,10 +47,8 @@ def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
         *_labels(recipe, sorted(learned)),
         *_imported(recipe),
         *_stage(recipe, "student", recipe.student, recipe.student.optimizer),
-        *_student(recipe),
         *_export(recipe),
-        *_loss(recipe),
-        *_top_k(recipe, comparing),
+        *student_problems(recipe, comparing),
         *_compare(recipe, comparing),
     ]
 
@@ -241,81 +240,6 @@ def _export(recipe: Recipe) -> Iterator[str]:
         yield '[export] k: found none, expected how many logits of each row format = "topk" keeps'
     if export.format != "topk" and export.k is not None:
         yield f'[export] k: found {export.k}, but format is "{export.format}"; expected format = "topk"'
-
-
-def _student(recipe: Recipe) -> Iterator[str]:
-    student = recipe.student
-    if student.patience and recipe.data.validation == 0:
-        yield "[student] patience: found some with no validation images, expected [data] validation above 0, or 0"
-    if student.micro_batches > student.batch_size // 2:
-        yield (
-            f"[student] micro_batches: found {student.micro_batches}, expected at most {student.batch_size // 2}: "
-            f"two images of the {student.batch_size} in each"
-        )
-    count = 1 + len(student.more_teachers)
-    if student.teacher_weights and len(student.teacher_weights) != count:
-        yield (
-            f"[student] teacher_weights: found {len(student.teacher_weights)} numbers, expected one for each of the "
-            f"{count} teachers, the run's own first"
-        )
-    if student.teacher_weights and not any(student.teacher_weights):
-        yield "[student] teacher_weights: found nothing but 0, expected one of them above 0"
-    if student.combine != "logits" and count == 1:
-        yield f'[student] combine: found "{student.combine}" with one teacher; leave it out, or name more_teachers'
-    if student.online and student.more_teachers:
-        yield "[student] online: found true with more_teachers, whose stores are read; leave one of them out"
-
-
-def _loss(recipe: Recipe) -> Iterator[str]:
-    loss, teacher = recipe.student.loss, recipe.teacher
-    yield from problems_of_loss(loss, recipe.student.epochs)
-    wanted = needs(loss)
-    for need, field in (("features", "features"), ("maps", "maps")):
-        names = [name for name, _, _ in in_use(loss) if need in CATALOGUE[name].needs]
-        if names and not getattr(recipe.export, field) and not recipe.student.online:
-            yield (
-                f'[export] {field}: found false, but the loss "{names[0]}" learns from them; expected true (for a '
-                f"teacher that is there: distill export --teacher RUN --set export.{field}=true)"
-            )
-    names = [name for name, _, _ in in_use(loss)]
-    if "ols" in names and recipe.views.mixes:
-        yield '[student.loss] name: found "ols" with mixed views, of which no answer is right; leave one of them out'
-    if "crd" in names and recipe.student.online:
-        yield '[student] online: found true with the loss "crd", which draws from a store; leave one of them out'
-    if "labels" in wanted and recipe.student.online:
-        yield '[student] online: found true with the loss "labels", which lie in a store; leave one of them out'
-    if recipe.student.compile and wanted & {"features", "maps"}:
-        yield f'[student] compile: found true, but the loss "{names[0]}" looks inside; leave one of them out'
-    if "labels" in wanted and (teacher.imported.source or teacher.labels.rule not in LEARNED_RULES):
-        rule = "imported" if teacher.imported.source else teacher.labels.rule
-        yield (
-            f'[student.loss] name: found "labels", but the teacher learns no labels ({rule}); '
-            'expected [teacher.labels] rule = "class" or "instance"'
-        )
-
-
-def _top_k(recipe: Recipe, comparing: bool) -> Iterator[str]:
-    loss, export = recipe.student.loss, recipe.export
-    temperatures = (recipe.compare.temperatures if comparing else ()) or (loss.temperature,)
-    losses = [loss.model_copy(update={"temperature": temperature}) for temperature in temperatures]
-    rules = recipe.compare.teachers if comparing else (label_rule(recipe),)
-    settled = [settle(each, rule, recipe.student.epochs).loss for each in losses for rule in rules]
-    reason = next(filter(None, map(needs_all_logits, settled)), "")
-    if loss.allow_topk and export.format != "topk":
-        yield (
-            f'[student.loss] allow_topk: found true, but [export] format is "{export.format}", which holds '
-            "every logit; leave it out"
-        )
-    elif export.format == "topk" and reason and not loss.allow_topk and not recipe.student.online:
-        yield (
-            f'[export] format: found "topk", but {reason}; expected a temperature of at most 1, format = "int8", or '
-            "[student.loss] allow_topk = true (top-10 of 1,000 at T = 4: .5 nats; docs/formats.md)"
-        )
-
-
-def label_rule(recipe: Recipe) -> str:
-    """What the teacher's labels were; "imported" for a teacher that was trained elsewhere."""
-    return "imported" if recipe.teacher.imported.source else recipe.teacher.labels.rule
 
 
 def _compare(recipe: Recipe, comparing: bool) -> Iterator[str]:

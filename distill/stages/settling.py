@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from distill.models import zoo
-from distill.recipe.checks import label_rule
 from distill.recipe.losses import settle
 from distill.recipe.schema import Recipe
+from distill.recipe.student_checks import label_rule
 from distill.stages.common import fit_model
 
 # From small to large. For small images the literature's nets; mobilenetv2 has timm's smallest width that is still good.
