@@ -114,7 +114,8 @@ class StudentTask:
         return told
 
     def _lesson(self, batch: Batch, number: int) -> Lesson:
-        taught = self.teaching if self.needs - {"labels"} else None
+        # Controls too say how near they are to the teacher, where that costs no forward pass.
+        taught = self.teaching if self.needs - {"labels"} or not self.recipe.student.online else None
         negatives = next((term.negatives for name, term, _ in in_use(self.recipe.student.loss) if name == "crd"), None)
         contrast = None if negatives is None else self.teaching.contrast(negatives, number)
         return lesson_of(batch, taught, self.labels, contrast)
