@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data import compiled
 from distill.data.draws import uniform
-from distill.data.pixels import moved, to_bytes
+from distill.data.pixels import array, moved
 from distill.recipe.schema import ViewsRecipe
 
 # Luma of red, green and blue, ITU-R 601, as torchvision rounds it.
@@ -70,13 +72,28 @@ def jitter(images: Tensor, parameters: Jitter) -> Tensor:
     torchvision draws the order; a fixed one lets the whole batch do the same. Images without three channels have
     neither saturation nor hue and keep what they have.
     """
+    if images.device.type != "cpu":
+        return jitter_together(images, parameters)
+    given = (parameters.brightness, parameters.contrast, parameters.saturation, parameters.hue)
+    factors = np.zeros((len(given), len(images)), np.float32)
+    for number, values in enumerate(given):
+        if values is not None:
+            factors[number] = values.numpy()
+    wanted = np.array([values is not None for values in given])
+    made = torch.empty_like(images, memory_format=torch.contiguous_format)
+    compiled.color.jitter(array(images.flatten(2)), factors, wanted, made.flatten(2).numpy())
+    return made
+
+
+def jitter_together(images: Tensor, parameters: Jitter) -> Tensor:
+    """`jitter`, operation by operation on all images: for devices, and what defines the result."""
     pixels = images.float()
     steps = ((brightness, parameters.brightness), (contrast, parameters.contrast))
     coloured = ((saturation, parameters.saturation), (hue, parameters.hue)) if images.shape[1] == 3 else ()
     for change, factors in (*steps, *coloured):
         if factors is not None:
             pixels = change(pixels, moved(factors, images.device))
-    return to_bytes(pixels)
+    return pixels.to(torch.uint8)
 
 
 def brightness(pixels: Tensor, factors: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distill.data.pixels import moved
-from distill.seeding import derive, draw
+from distill.data import compiled
+from distill.data.pixels import array, moved
+from distill.seeding import derive
 
 ATTEMPTS = 10  # at a box that fits, as in torchvision and timm
 SHARES = 4096  # mixing coefficients are multiples of 1/4096: with 8-bit pixels, exact in float32
@@ -58,15 +59,22 @@ def root(x: Tensor) -> Tensor:
     return torch.from_numpy(np.sqrt(x.numpy()))
 
 
+def draw(seed: int, purpose: str, i: Tensor, k: Tensor) -> Tensor:
+    """Uniform integers in [0, 2^63), as `seeding.draw` has them: int64 [B], int64 [B] -> int64 [B]."""
+    made = np.empty(len(i), np.int64)
+    compiled.draws.draw(np.uint64(derive(seed, purpose)), array(i), array(k, len(i)), made)
+    return torch.from_numpy(made)
+
+
 def uniform(seed: int, purpose: str, i: Tensor, k: Tensor, bounds: _Range = (0.0, 1.0)) -> Tensor:
     """Uniform numbers: float64 [B], from bounds[0] on, below bounds[1] (unless they are equal)."""
-    unit = (draw(derive(seed, purpose), i, k) >> 10).double() * 2.0**-53
+    unit = (draw(seed, purpose, i, k) >> 10).double() * 2.0**-53
     return unit * (bounds[1] - bounds[0]) + bounds[0]
 
 
 def below(seed: int, purpose: str, i: Tensor, k: Tensor, limit: Tensor | int) -> Tensor:
     """Uniform integers: int64 [B], from 0 on, below `limit`, a number or int64 [B]."""
-    return draw(derive(seed, purpose), i, k) % limit
+    return draw(seed, purpose, i, k) % limit
 
 
 def log_uniform(seed: int, purpose: str, i: Tensor, k: Tensor, bounds: _Range) -> Tensor:
@@ -113,24 +121,11 @@ def boxes(
     Returns:
         The boxes, and whether one of the ten fitted, bool [B]; where none did, the box is empty.
     """
-    height, width = shape
-
-    def tried(rows: Tensor, attempts: range) -> tuple[Tensor, Tensor, Tensor]:
-        """Heights and widths of the first of some attempts that fits, and whether one does; of some images."""
-        number = k[rows] * ATTEMPTS + torch.tensor(attempts)[:, None]
-        areas = uniform(seed, f"{purpose}-area", i[rows], number, area).mul_(height * width)
-        ratios = log_uniform(seed, f"{purpose}-ratio", i[rows], number, ratio)
-        heights, widths = root(areas / ratios).round_().long(), root(areas * ratios).round_().long()
-        fits = (heights > 0) & (widths > 0) & (heights <= height - smaller) & (widths <= width - smaller)
-        # The first that fits has the highest score.
-        score, first = (fits * torch.arange(len(attempts), 0, -1)[:, None]).max(dim=0, keepdim=True)
-        found = score[0] > 0
-        return heights.gather(0, first)[0] * found, widths.gather(0, first)[0] * found, found
-
-    tall, wide, found = tried(torch.arange(len(i)), range(1))
-    others = torch.nonzero(~found).flatten()  # few: most first attempts fit
-    if len(others):
-        tall[others], wide[others], found[others] = tried(others, range(1, ATTEMPTS))
-    top = below(seed, f"{purpose}-y", i, k, height - tall + 1)
-    left = below(seed, f"{purpose}-x", i, k, width - wide + 1)
-    return Boxes(top, left, tall, wide), found
+    area_key, ratio_key = (np.uint64(derive(seed, f"{purpose}-{name}")) for name in ("area", "ratio"))
+    keys, bounds, ratios = (area_key, ratio_key), (float(area[0]), float(area[1])), _log_ladder(*ratio).numpy()
+    sides = np.empty((2, len(i)), np.int64)
+    compiled.draws.find_boxes(keys, array(i), array(k, len(i)), ATTEMPTS, bounds, ratios, shape, smaller, sides)
+    tall, wide = torch.from_numpy(sides)
+    top = below(seed, f"{purpose}-y", i, k, shape[0] - tall + 1)
+    left = below(seed, f"{purpose}-x", i, k, shape[1] - wide + 1)
+    return Boxes(top, left, tall, wide), tall > 0

@@ -5,27 +5,19 @@ As in timm, but on grey levels before normalisation, so the noise is uniform ove
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data import compiled
 from distill.data.draws import Boxes, boxes, uniform
-from distill.data.pixels import chosen, moved, rows_of, with_rows
+from distill.data.pixels import array, chosen, moved, rows_of, with_rows
 from distill.recipe.schema import ViewsRecipe
 from distill.seeding import derive, draw_bytes
 
 
-@dataclass(frozen=True)
-class Erased:
-    """Which images of a batch lose a rectangle, int64 [n], and the n rectangles."""
-
-    rows: Tensor
-    rectangles: Boxes
-
-
-def erased_boxes(indices: Tensor, k: Tensor, recipe: ViewsRecipe, seed: int, shape: tuple[int, int]) -> Erased:
-    """What view k of each image loses; an image where none of ten rectangles fits is not erased.
+def erased_boxes(indices: Tensor, k: Tensor, recipe: ViewsRecipe, seed: int, shape: tuple[int, int]) -> Boxes:
+    """The rectangle that view k of each image loses: [B]. No height: none, as where none of ten fits.
 
     Args:
         indices: source indices, int64 [B].
@@ -35,30 +27,39 @@ def erased_boxes(indices: Tensor, k: Tensor, recipe: ViewsRecipe, seed: int, sha
         shape: H and W of the images.
     """
     wanted = uniform(seed, "erasing", indices, k) < recipe.erasing
-    rectangles, found = boxes(
-        seed, "erasing", indices, k, shape, recipe.erasing_area, recipe.erasing_ratio, smaller=True
-    )
-    rows = torch.nonzero(wanted & found).flatten()
-    return Erased(rows, rectangles[rows])
+    area, ratio = recipe.erasing_area, recipe.erasing_ratio
+    drawn, _ = boxes(seed, "erasing", indices, k, shape, area, ratio, smaller=True)
+    return Boxes(drawn.top, drawn.left, drawn.height * wanted, drawn.width)
 
 
-def erase(images: Tensor, erased: Erased, indices: Tensor, k: Tensor, seed: int) -> Tensor:
+def erase(images: Tensor, rectangles: Boxes, indices: Tensor, k: Tensor, seed: int) -> Tensor:
     """Fills the rectangles with uniform noise from the hash: uint8 [B, ch, H, W] -> the same.
 
     The noise of a pixel depends on (seed, i, k) and where the pixel is, not on the rectangle.
 
     Args:
         images: on any device.
-        erased: what to fill.
+        rectangles: [B], on the CPU; no height: none.
         indices: source indices, int64 [B], on the CPU.
         k: view numbers, int64 [B], on the CPU.
         seed: of the views.
     """
-    if not len(erased.rows):
+    if images.device.type != "cpu":
+        return erase_together(images, rectangles, indices, k, seed)
+    made = images.numpy().copy(order="C")
+    parts = (indices, k, rectangles.top, rectangles.left, rectangles.height, rectangles.width)
+    compiled.draws.erase(made, np.uint64(derive(seed, "erasing-noise")), *(array(part, len(made)) for part in parts))
+    return torch.from_numpy(made)
+
+
+def erase_together(images: Tensor, rectangles: Boxes, indices: Tensor, k: Tensor, seed: int) -> Tensor:
+    """`erase` by whole images of noise: for devices, and what defines the result."""
+    rows = torch.nonzero(rectangles.height).flatten()
+    if not len(rows):
         return images
     device = images.device
     height, width = images.shape[2:]
-    i, number = (moved(t[erased.rows], device) for t in (indices, k))
-    some = rows_of(images, erased.rows)
+    i, number = (moved(t[rows], device) for t in (indices, k))
+    some = rows_of(images, rows)
     noise = draw_bytes(derive(seed, "erasing-noise"), i, number, images[0].numel()).view_as(some)
-    return with_rows(images, erased.rows, chosen(erased.rectangles.mask(height, width, device), noise, some))
+    return with_rows(images, rows, chosen(rectangles[rows].mask(height, width, device), noise, some))

@@ -7,20 +7,18 @@ the same on every device, in every batch and for any number of threads.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data import compiled
 from distill.data.draws import Boxes
-from distill.data.pixels import moved, to_bytes
+from distill.data.pixels import array, moved
 
 # Bilinear weights are multiples of 1/2048: with 8-bit pixels every sum stays below 2^24, which float32 holds exactly.
 _WEIGHT_BITS = 11
 _ONE = 1 << _WEIGHT_BITS
 _KEPT_BITS = 3  # below a grey level, between the two passes of a resize
-_MATRIX_SIDE = 64  # up to this side a resize on the CPU is a product of matrices, above it a loop over images
 
 
 @dataclass(frozen=True)
@@ -31,35 +29,26 @@ class ViewParameters:
     left: Tensor
     flip: Tensor
 
+    def __getitem__(self, rows: slice) -> ViewParameters:
+        """Those of some images."""
+        return ViewParameters(self.top[rows], self.left[rows], self.flip[rows])
+
 
 def crop_and_flip(images: Tensor, parameters: ViewParameters, padding: int) -> Tensor:
-    """Pads with zeros, crops to the old size, mirrors: [B, ch, H, W] -> [B, ch, H, W], same type and device.
+    """Pads with zeros, crops to the old size, mirrors: uint8 [B, ch, H, W] -> the same, on the same device.
 
-    On the CPU each image is copied as a block, on one thread: faster than any batched form, and it does not suffer when
-    other processes use the cores. Elsewhere one gather does all images at once. The parameters are on the CPU.
+    On the CPU a compiled loop copies rows, elsewhere one gather does all images at once. The parameters are on the CPU.
     """
-    if images.device.type == "cpu":
-        return _copy_each(images, parameters, padding)
-    return gather_views(images, parameters, padding)
-
-
-def _copy_each(images: Tensor, parameters: ViewParameters, padding: int) -> Tensor:
-    pixels = images.numpy()
-    height, width = pixels.shape[2:]
-    made = np.zeros(pixels.shape, pixels.dtype)
-    corners = zip(parameters.top.tolist(), parameters.left.tolist(), parameters.flip.tolist(), strict=True)
-    for old, new, (top, left, flip) in zip(pixels, made, corners, strict=True):
-        down, right = top - padding, left - padding
-        rows, columns = max(0, height - abs(down)), max(0, width - abs(right))  # how much of the image is in the crop
-        y, x = max(0, -down), max(0, -right)  # where it begins in the crop
-        from_y, from_x = max(0, down), max(0, right)  # and in the image
-        target = new[:, :, ::-1] if flip else new
-        target[:, y : y + rows, x : x + columns] = old[:, from_y : from_y + rows, from_x : from_x + columns]
-    return torch.from_numpy(made)
+    if images.device.type != "cpu":
+        return gather_views(images, parameters, padding)
+    made = torch.empty_like(images, memory_format=torch.contiguous_format)
+    top, left, flip = (array(part, len(images)) for part in (parameters.top, parameters.left, parameters.flip))
+    compiled.geometry.crop_and_flip(array(images), top, left, flip, padding, made.numpy())
+    return made
 
 
 def gather_views(images: Tensor, parameters: ViewParameters, padding: int) -> Tensor:
-    """`crop_and_flip` as one gather over pixel numbers, without a padded copy; for devices.
+    """`crop_and_flip` as one gather over pixel numbers: for devices, and what defines the result.
 
     Pixels from outside the image are multiplied by 0. Arguments and result are those of `crop_and_flip`.
     """
@@ -86,10 +75,13 @@ def resized_crop(images: Tensor, boxes: Boxes, flip: Tensor) -> Tensor:
         boxes: [B], on the CPU, each inside the image and at least one pixel wide and high.
         flip: whether to mirror, bool [B], on the CPU.
     """
-    form = gather_taps if images.device.type != "cpu" else loop_taps
-    if images.device.type == "cpu" and max(images.shape[2:]) <= _MATRIX_SIDE:
-        form = multiply_taps
-    return form(images, boxes, flip)
+    if images.device.type != "cpu":
+        return gather_taps(images, boxes, flip)
+    made = torch.empty_like(images, memory_format=torch.contiguous_format)
+    corners = (boxes.top, boxes.left, boxes.height, boxes.width)
+    top, left, tall, wide = (array(part, len(images)) for part in corners)
+    compiled.geometry.resized_crop(array(images), top, left, tall, wide, array(flip, len(images)), made.numpy())
+    return made
 
 
 @dataclass(frozen=True)
@@ -130,7 +122,7 @@ def _both_taps(images: Tensor, boxes: Boxes, flip: Tensor) -> tuple[Taps, Taps]:
 
 
 def gather_taps(images: Tensor, boxes: Boxes, flip: Tensor) -> Tensor:
-    """`resized_crop` by four gathers: for devices, and what the other forms are judged by."""
+    """`resized_crop` by four gathers: for devices, and what defines the result."""
     batch, channels, height, width = images.shape
     device, pixels = images.device, images.float()
     rows, columns = _both_taps(images, boxes, flip)
@@ -144,61 +136,3 @@ def gather_taps(images: Tensor, boxes: Boxes, flip: Tensor) -> Tensor:
 
     across = blended(pixels, columns, 3).mul_(_FIRST).round_()
     return blended(across, rows, 2).mul_(_SECOND).round_().to(torch.uint8)
-
-
-def multiply_taps(images: Tensor, boxes: Boxes, flip: Tensor) -> Tensor:
-    """`resized_crop` as two products of matrices an image: for small images on the CPU.
-
-    By numpy, whose float32 products are in float32 whatever torch.set_float32_matmul_precision says.
-    """
-    batch, channels, height, width = images.shape
-    pixels = images.reshape(batch, channels * height, width).float().numpy()
-    across = np.matmul(pixels, _weights(boxes.left, boxes.width, width, flip, _FIRST).numpy())
-    np.rint(across, out=across)
-    upright = _weights(boxes.top, boxes.height, height, torch.zeros_like(flip), _SECOND).transpose(1, 2)
-    planes = (batch, channels, height, width)
-    made = np.matmul(upright[:, None].numpy(), across.reshape(planes), out=pixels.reshape(planes))
-    return to_bytes(torch.from_numpy(np.rint(made, out=made)))
-
-
-def _weights(start: Tensor, size: Tensor, length: int, reverse: Tensor, scale: float) -> Tensor:
-    """The weights of `Taps` as matrices: float32 [B, length, length], from the image's pixels to the view's.
-
-    Row r of a crop from `start` is row r - start of one from 0. Rows before it wrap around to rows behind the crop,
-    which are 0.
-    """
-    row = (torch.arange(length) - start[:, None]) % length
-    number = (reverse.long() * (length + 1) + size)[:, None] * length + row
-    return _weight_rows(length, scale).index_select(0, number.flatten()).view(len(start), length, length)
-
-
-@lru_cache(maxsize=8)
-def _weight_rows(length: int, scale: float) -> Tensor:
-    """For crops from 0, of every size from 0 (none) to `length`, plain and reversed: float32 [2 (L + 1) L, L]."""
-    size = torch.arange(length + 1).repeat(2)
-    reverse = torch.arange(2).repeat_interleave(length + 1) == 1
-    taps = Taps.of(torch.zeros_like(size), size.clamp(min=1), length, reverse)
-    matrix = torch.zeros(len(size), length, length)
-    matrix.scatter_(1, taps.low[:, None], (_ONE - taps.weight).float()[:, None])
-    matrix.scatter_add_(1, taps.high[:, None], taps.weight.float()[:, None])
-    return matrix.mul_(scale).view(-1, length)
-
-
-def loop_taps(images: Tensor, boxes: Boxes, flip: Tensor) -> Tensor:
-    """`resized_crop` image by image, so that what is worked on stays in the cache: for large images on the CPU."""
-    rows, columns = _both_taps(images, boxes, flip)
-    made = np.empty(images.shape, np.uint8)
-    x_low, x_high, y_low, y_high = (t.numpy() for t in (columns.low, columns.high, rows.low, rows.high))
-    x_weight, y_weight = columns.weight.float().numpy(), rows.weight.float().numpy()[:, :, None]
-    for number, image in enumerate(images.numpy()):
-        first, last = y_low[number, 0], y_high[number, -1] + 1
-        band = image[:, first:last]  # only the rows that are needed
-        across = band.take(x_low[number], axis=2) * (_ONE - x_weight[number])
-        across += band.take(x_high[number], axis=2) * x_weight[number]
-        across *= np.float32(_FIRST)
-        np.rint(across, out=across)
-        out = across.take(y_low[number] - first, axis=1) * (_ONE - y_weight[number])
-        out += across.take(y_high[number] - first, axis=1) * y_weight[number]
-        out *= np.float32(_SECOND)
-        made[number] = np.rint(out, out=out)
-    return torch.from_numpy(made)

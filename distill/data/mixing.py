@@ -8,13 +8,13 @@ same number k. The result is rounded to whole grey levels, so that a stored row 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from distill.data import compiled
 from distill.data.draws import SHARES, Boxes, below, beta_shares, root, uniform
-from distill.data.pixels import chosen, in_parts, in_shares, moved, rows_of, to_bytes, with_rows
+from distill.data.pixels import array, chosen, in_shares, moved, rows_of, with_rows
 from distill.recipe.schema import ViewsRecipe
 
 
@@ -102,49 +102,44 @@ def mix(images: Tensor, partners: Tensor, pairs: Pairs) -> Tensor:
     Returns:
         uint8 [B, ch, H, W].
     """
-    made = images
+    if images.device.type != "cpu":
+        return mix_together(images, partners, pairs)
+    number = torch.full((len(images),), -1)
+    number[pairs.rows] = torch.arange(len(pairs.rows))
+    boxes = torch.stack([pairs.boxes.top, pairs.boxes.left, pairs.boxes.height, pairs.boxes.width])
+    others, corners = array(partners.flatten(1), len(pairs.rows)), array(boxes)
+    weight = array(pairs.weight, len(pairs.rows))
+
+    def mixed(some: Tensor, number: Tensor) -> Tensor:
+        made = torch.empty_like(some, memory_format=torch.contiguous_format)
+        own, new = array(some.flatten(1)), made.flatten(1).numpy()
+        compiled.mixing.mix(own, others, array(number, len(some)), weight, corners, tuple(some.shape[1:]), new)
+        return made
+
+    return in_shares(mixed, images, number)
+
+
+def mix_together(images: Tensor, partners: Tensor, pairs: Pairs) -> Tensor:
+    """`mix`, first all that are blended, then all that are pasted: for devices, and what defines the result."""
     blended = torch.nonzero(pairs.weight < SHARES).flatten()
     if len(blended):
-        made = _blend(made, partners, pairs, blended)
+        images = _blend(images, partners, pairs, blended)
     pasted = torch.nonzero(pairs.boxes.height > 0).flatten()
     if len(pasted):
-        made = _paste(made, partners, pairs, pasted)
-    return made
+        images = _paste(images, partners, pairs, pasted)
+    return images
 
 
 def _blend(images: Tensor, partners: Tensor, pairs: Pairs, which: Tensor) -> Tensor:
     """Mixup of the pairs `which`, int64 [n]."""
-    device = images.device
-    rows, weight = pairs.rows[which], moved(pairs.weight[which], device).float()[:, None, None, None]
-    own, others = rows_of(images, rows), rows_of(partners, which)
-    return with_rows(images, rows, in_shares(partial(in_parts, _blended), own, others, weight))
-
-
-def _blended(own: Tensor, others: Tensor, weight: Tensor) -> Tensor:
-    """uint8 [n, ch, H, W] twice, and 4096ths of the first, float32 [n, 1, 1, 1] -> uint8 [n, ch, H, W]."""
-    blended = own.float().mul_(weight)
-    blended += others.float().mul_(SHARES - weight)
-    return to_bytes(blended.mul_(1 / SHARES).round_())
+    rows, weight = pairs.rows[which], moved(pairs.weight[which], images.device).float()[:, None, None, None]
+    blended = rows_of(images, rows).float().mul_(weight)
+    blended += rows_of(partners, which).float().mul_(SHARES - weight)
+    return with_rows(images, rows, blended.mul_(1 / SHARES).round_().to(torch.uint8))
 
 
 def _paste(images: Tensor, partners: Tensor, pairs: Pairs, which: Tensor) -> Tensor:
     """CutMix of the pairs `which`, int64 [n]."""
-    form = paste_blocks if images.device.type == "cpu" else paste_masked
-    return form(images, rows_of(partners, which), pairs.rows[which], pairs.boxes[which])
-
-
-def paste_masked(images: Tensor, taken: Tensor, rows: Tensor, boxes: Boxes) -> Tensor:
-    """Boxes of `taken`, uint8 [n, ch, H, W], in the images that are `rows` of a batch, int64 [n] on the CPU."""
-    own = rows_of(images, rows)
-    inside = boxes.mask(images.shape[2], images.shape[3], images.device)
-    return with_rows(images, rows, chosen(inside, taken, own))
-
-
-def paste_blocks(images: Tensor, taken: Tensor, rows: Tensor, boxes: Boxes) -> Tensor:
-    """`paste_masked` on the CPU, block by block, as in `geometry.crop_and_flip`."""
-    made = images.numpy().copy()
-    corners = (boxes.top, boxes.top + boxes.height, boxes.left, boxes.left + boxes.width)
-    blocks = zip(rows.tolist(), taken.numpy(), *(corner.tolist() for corner in corners), strict=True)
-    for row, partner, top, bottom, left, right in blocks:
-        made[row, :, top:bottom, left:right] = partner[:, top:bottom, left:right]
-    return torch.from_numpy(made)
+    rows = pairs.rows[which]
+    inside = pairs.boxes[which].mask(images.shape[2], images.shape[3], images.device)
+    return with_rows(images, rows, chosen(inside, rows_of(partners, which), rows_of(images, rows)))

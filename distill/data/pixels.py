@@ -1,20 +1,20 @@
-"""Moving images about: to a device, into bytes, row by row, box by box. Always the form that is fast where they lie."""
+"""Moving images about: to a device, row by row, box by box, and to several threads."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Protocol
 
-import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# Values that are worked on at a time on the CPU: a few floats for each still fit the cache.
-_PART_VALUES = 1 << 17
-# A thread is worth starting for so many values.
-_SHARE_VALUES = 1 << 17
+# A thread is worth waking for so many values.
+_SHARE_VALUES = 1 << 16
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
@@ -24,11 +24,15 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-def to_bytes(pixels: Tensor) -> Tensor:
-    """Whole grey levels as uint8, any shape. numpy's cast is seven times as fast as torch's on the CPU."""
-    if pixels.device.type != "cpu":
-        return pixels.to(torch.uint8)
-    return torch.from_numpy(pixels.numpy().astype(np.uint8))
+def array(tensor: Tensor, count: int | None = None) -> npt.NDArray[Any]:
+    """A tensor of the CPU as compiled loops want it, any shape: the same memory if it is contiguous.
+
+    Raises:
+        ValueError: when it is not of `count` rows; loops do not look.
+    """
+    if count is not None and len(tensor) != count:
+        raise ValueError(f"{len(tensor)} rows, expected {count}: one for each image")
+    return tensor.contiguous().numpy()
 
 
 def chosen(inside: Tensor, there: Tensor, elsewhere: Tensor) -> Tensor:
@@ -51,11 +55,7 @@ def with_rows(images: Tensor, rows: Tensor, new: Tensor) -> Tensor:
     """A copy with some images replaced: uint8 [B, ch, H, W], int64 [n] on the CPU, uint8 [n, ch, H, W] -> [B, ...]."""
     if len(rows) == len(images):  # all of them, in order
         return new
-    if images.device.type != "cpu":
-        return images.index_copy(0, moved(rows, images.device), new)
-    made = images.numpy().copy()
-    made[rows.numpy()] = new.numpy()  # by whole rows, where torch goes value by value
-    return torch.from_numpy(made)
+    return images.index_copy(0, moved(rows, images.device), new)
 
 
 class Divisible(Protocol):
@@ -65,44 +65,42 @@ class Divisible(Protocol):
         """Those of some images."""
 
 
-def in_parts(change: Callable[..., Tensor], images: Tensor, *others: Divisible, values: int = _PART_VALUES) -> Tensor:
-    """Works on a few images of the CPU at a time, so that what is worked on stays in its cache; on a device on all.
-
-    Args:
-        change: from some of the images, and of the others, to their views, [n, ch, H, W].
-        images: uint8 [B, ch, H, W].
-        others: what else it needs, something for each image.
-        values: to work on at a time, about.
-    """
-    size = max(1, values // max(1, images.shape[1:].numel()))
-    if images.device.type != "cpu" or len(images) <= size:
-        return change(images, *others)
-    made = torch.empty_like(images)
-    for start in range(0, len(images), size):
-        place = slice(start, start + size)
-        made[place] = change(images[place], *(other[place] for other in others))
-    return made
-
-
 def in_shares(change: Callable[..., Tensor], images: Tensor, *others: Divisible) -> Tensor:
-    """Shares a batch on the CPU out among as many threads as torch has; arguments as for `in_parts`.
+    """Shares a batch on the CPU out among as many threads as torch has; on a device it is done in one go.
 
     Each thread takes its images through all operations alone. torch's own way, all threads on every operation, makes
     them wait for each other thousands of times a second, and on a machine that does other work too that wait is long.
+
+    Args:
+        change: from some of the images, and of the others, to their views, [n, ch, H, W]; it runs compiled loops, which
+            let other threads run.
+        images: uint8 [B, ch, H, W].
+        others: what else it needs, something for each image.
     """
-    if images.device.type != "cpu":
+    shares = max(1, min(torch.get_num_threads(), len(images), images.numel() // _SHARE_VALUES))
+    if images.device.type != "cpu" or shares == 1:
         return change(images, *others)
-    threads = torch.get_num_threads()
-    shares = max(1, min(threads, len(images), images.numel() // _SHARE_VALUES))
     bounds = [len(images) * number // shares for number in range(shares + 1)]
-    places = [slice(first, last) for first, last in pairwise(bounds)]
-    # A thread that begins while torch has one thread keeps to one; that others have more is put back at the end.
-    torch.set_num_threads(1)
-    try:
-        if shares == 1:
-            return change(images, *others)
-        with ThreadPoolExecutor(shares, thread_name_prefix="views") as pool:
-            every = (images, *others)
-            return torch.cat(list(pool.map(lambda place: change(*(part[place] for part in every)), places)))
-    finally:
-        torch.set_num_threads(threads)
+    made = torch.empty_like(images, memory_format=torch.contiguous_format)
+    target = made.numpy()
+
+    def work(first: int, last: int) -> None:
+        place = slice(first, last)
+        target[place] = change(images[place], *(part[place] for part in others)).numpy()
+
+    mine, *theirs = pairwise(bounds)
+    waiting = [_helpers(shares - 1).submit(work, *share) for share in theirs]
+    work(*mine)
+    for helper in waiting:
+        helper.result()
+    return made
+
+
+@lru_cache(maxsize=1)
+def _helpers(count: int) -> ThreadPoolExecutor:
+    """Threads beside the one that asks; kept, as starting them takes as long as the views of a small batch."""
+    return ThreadPoolExecutor(count, thread_name_prefix="views")
+
+
+# A process that was forked off has none of its parent's threads.
+os.register_at_fork(after_in_child=_helpers.cache_clear)

@@ -3,8 +3,9 @@
 Cubuk et al., "RandAugment", arXiv 1909.13719. The set is the paper's fourteen, with torchvision's magnitudes (0 to 30),
 nearest neighbours and black outside: the set that torchvision's and timm's share, and one that can be checked against
 torchvision operation by operation. timm's `rand-m9-mstd0.5-inc1` is another: magnitudes to 10, drawn around 9, two more
-operations. A batch is done layer by layer: first all that move pixels in one gather, then all that recolour by a table
-in another, then the two that need their neighbours or all three channels.
+operations. On the CPU a compiled loop takes image by image through its operations. On a device a batch is done layer by
+layer: first all that move pixels in one gather, then all that recolour by a table in another, then the two that need
+their neighbours or all three channels.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from distill.data import color
+from distill.data import color, compiled
 from distill.data.draws import below
-from distill.data.pixels import moved, rows_of, to_bytes
+from distill.data.pixels import array, moved, rows_of
 
 MOVES = ("shear-x", "shear-y", "translate-x", "translate-y", "rotate")
 TABLES = ("brightness", "posterize", "solarize")  # the same table for every image
@@ -52,6 +54,25 @@ def randaugment(images: Tensor, steps: Tensor, magnitude: int) -> Tensor:
     Returns:
         uint8 [B, ch, H, W].
     """
+    if images.device.type != "cpu":
+        return randaugment_together(images, steps, magnitude)
+    made = torch.empty_like(images, memory_format=torch.contiguous_format)
+    height, width = images.shape[2:]
+    tables, factors = _fixed_tables(magnitude).numpy(), _factors(torch.arange(2), magnitude).numpy()
+    compiled.color.randaugment(
+        array(images.flatten(2)),
+        array(steps, len(images)),
+        _narrow_sources(height, width, magnitude),
+        tables,
+        factors,
+        width,
+        made.flatten(2).numpy(),
+    )
+    return made
+
+
+def randaugment_together(images: Tensor, steps: Tensor, magnitude: int) -> Tensor:
+    """`randaugment`, layer by layer on all images: for devices, and what defines the result."""
     for layer in steps.unbind(1):
         images = _apply_layer(images, layer, magnitude)
     return images
@@ -98,6 +119,11 @@ def move_pixels(images: Tensor, codes: Tensor, magnitude: int) -> Tensor:
 @lru_cache(maxsize=8)
 def _source_pixels_on(device: torch.device, height: int, width: int, magnitude: int) -> Tensor:
     return moved(source_pixels(height, width, magnitude), device)
+
+
+@lru_cache(maxsize=8)
+def _narrow_sources(height: int, width: int, magnitude: int) -> npt.NDArray[np.uint32]:
+    return source_pixels(height, width, magnitude).numpy().astype(np.uint32)
 
 
 def source_pixels(height: int, width: int, magnitude: int) -> Tensor:
@@ -164,11 +190,11 @@ def _equalize(images: Tensor, codes: Tensor, magnitude: int) -> Tensor:
 def _color(images: Tensor, codes: Tensor, magnitude: int) -> Tensor:
     if images.shape[1] != 3:
         return images
-    return to_bytes(color.saturation(images.float(), moved(_factors(codes, magnitude), images.device)))
+    return color.saturation(images.float(), moved(_factors(codes, magnitude), images.device)).to(torch.uint8)
 
 
 def _sharpness(images: Tensor, codes: Tensor, magnitude: int) -> Tensor:
-    return to_bytes(sharpness(images.float(), moved(_factors(codes, magnitude), images.device)))
+    return sharpness(images.float(), moved(_factors(codes, magnitude), images.device)).to(torch.uint8)
 
 
 @lru_cache(maxsize=8)

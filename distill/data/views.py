@@ -15,22 +15,21 @@ drawn, without an end.
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.data.color import jitter, jitter_parameters
-from distill.data.draws import Boxes, boxes
+from distill.data.color import Jitter, jitter, jitter_parameters
+from distill.data.draws import Boxes, below, boxes
 from distill.data.erasing import erase, erased_boxes
 from distill.data.geometry import ViewParameters, crop_and_flip, resized_crop
-from distill.data.pixels import in_parts, in_shares
+from distill.data.pixels import in_shares
 from distill.data.randaugment import draw_steps, randaugment
 from distill.recipe.schema import ViewsRecipe
 from distill.seeding import derive, draw
-
-# RandAugment's groups are small in a small part, and then its many calls are what takes the time.
-_LARGE_PART_VALUES = 1 << 20
 
 
 def orbit_size(recipe: ViewsRecipe) -> int:
@@ -87,9 +86,9 @@ def view_parameters(indices: Tensor, k: Tensor, recipe: ViewsRecipe, seed: int, 
     if numbered and recipe.count == "orbit":
         return ViewParameters(top=k // side % side, left=k % side, flip=k // (side * side) == 1)
     no = torch.zeros_like(indices)
-    top = draw(derive(seed, "crop-y"), indices, k) % side if recipe.crop_padding else no
-    left = draw(derive(seed, "crop-x"), indices, k) % side if recipe.crop_padding else no
-    flip = draw(derive(seed, "flip"), indices, k) % 2 if recipe.flip else no
+    top = below(seed, "crop-y", indices, k, side) if recipe.crop_padding else no
+    left = below(seed, "crop-x", indices, k, side) if recipe.crop_padding else no
+    flip = below(seed, "flip", indices, k, 2) if recipe.flip else no
     return ViewParameters(top=top, left=left, flip=flip.bool())
 
 
@@ -126,29 +125,64 @@ def make_views(images: Tensor, indices: Tensor, k: Tensor, recipe: ViewsRecipe, 
     Returns:
         uint8 [B, ch, H, W], on the images' device.
     """
-    parameters = view_parameters(indices, k, recipe, seed, numbered=numbered)
-    if not recipe.resized_crop and orbit_size(recipe) > 1:
-        images = crop_and_flip(images, parameters, recipe.crop_padding)
-    if not set(recipe.drawn) - {"mixup", "cutmix"}:
+    drawn = draw_views(indices, k, recipe, seed, (images.shape[2], images.shape[3]), numbered=numbered)
+    if all(part is None for part in (drawn.crop, drawn.box, drawn.steps, drawn.jitter, drawn.erased)):
         return images
-
-    rest = partial(_uncounted, recipe=recipe, seed=seed)
-    return in_shares(rest, images, indices, k, parameters.flip)
+    return in_shares(partial(_changed, recipe=recipe, seed=seed), images, drawn)
 
 
-def _uncounted(images: Tensor, indices: Tensor, k: Tensor, flip: Tensor, *, recipe: ViewsRecipe, seed: int) -> Tensor:
-    """Everything but the crop with padding and its flip; a resized crop's flip is made here. Shapes as above."""
-    shape = (images.shape[2], images.shape[3])
-    if recipe.resized_crop:
-        images = in_parts(resized_crop, images, crop_boxes(indices, k, recipe, seed, shape), flip)
-    if recipe.randaugment:
-        operate = partial(randaugment, magnitude=recipe.randaugment_magnitude)
-        steps = draw_steps(indices, k, recipe.randaugment, seed)
-        images = in_parts(operate, images, steps, values=_LARGE_PART_VALUES)
-    if recipe.brightness or recipe.contrast or recipe.saturation or recipe.hue:
-        images = in_parts(jitter, images, jitter_parameters(indices, k, recipe, seed))
-    if recipe.erasing:
-        images = erase(images, erased_boxes(indices, k, recipe, seed, shape), indices, k, seed)
+@dataclass(frozen=True)
+class Drawn:
+    """All that is drawn for the views of a batch, something for each image, on the CPU; None: not done."""
+
+    indices: Tensor
+    k: Tensor
+    flip: Tensor
+    crop: ViewParameters | None
+    box: Boxes | None
+    steps: Tensor | None
+    jitter: Jitter | None
+    erased: Boxes | None
+
+    def __getitem__(self, rows: slice) -> Drawn:
+        """Those of some images."""
+
+        def cut(part: Any) -> Any:
+            return None if part is None else part[rows]
+
+        return Drawn(**{field.name: cut(getattr(self, field.name)) for field in fields(self)})
+
+
+def draw_views(
+    indices: Tensor, k: Tensor, recipe: ViewsRecipe, seed: int, shape: tuple[int, int], *, numbered: bool
+) -> Drawn:
+    """Everything that view k of each image is made with, but for its partner; arguments as for `make_views`."""
+    parameters = view_parameters(indices, k, recipe, seed, numbered=numbered)
+    jittered = recipe.brightness or recipe.contrast or recipe.saturation or recipe.hue
+    return Drawn(
+        indices=indices,
+        k=k,
+        flip=parameters.flip,
+        crop=parameters if not recipe.resized_crop and orbit_size(recipe) > 1 else None,
+        box=crop_boxes(indices, k, recipe, seed, shape) if recipe.resized_crop else None,
+        steps=draw_steps(indices, k, recipe.randaugment, seed) if recipe.randaugment else None,
+        jitter=jitter_parameters(indices, k, recipe, seed) if jittered else None,
+        erased=erased_boxes(indices, k, recipe, seed, shape) if recipe.erasing else None,
+    )
+
+
+def _changed(images: Tensor, drawn: Drawn, *, recipe: ViewsRecipe, seed: int) -> Tensor:
+    """The views of some images: uint8 [n, ch, H, W] -> the same."""
+    if drawn.crop is not None:
+        images = crop_and_flip(images, drawn.crop, recipe.crop_padding)
+    if drawn.box is not None:
+        images = resized_crop(images, drawn.box, drawn.flip)
+    if drawn.steps is not None:
+        images = randaugment(images, drawn.steps, recipe.randaugment_magnitude)
+    if drawn.jitter is not None:
+        images = jitter(images, drawn.jitter)
+    if drawn.erased is not None:
+        images = erase(images, drawn.erased, drawn.indices, drawn.k, seed)
     return images
 
 

@@ -1,4 +1,4 @@
-"""Resized crops: torchvision's within one grey level, and the same to the bit in each of their forms."""
+"""Resized crops: torchvision's within one grey level, boxes in the image. Their two forms: test_views_compiled.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as tv
 
 from distill.data.draws import Boxes
-from distill.data.geometry import gather_taps, loop_taps, multiply_taps, resized_crop
+from distill.data.geometry import resized_crop
 from distill.data.views import crop_boxes, make_views
 from distill.recipe.schema import ViewsRecipe
 from tests.data.drawn import SHAPES, off_by, pictures, varied
@@ -36,16 +36,6 @@ def test_within_one_grey_level_of_torchvision(shape: tuple[int, int, int], seed:
         expected = tv.resized_crop(image, *place, list(shape[1:]))
         expected = tv.horizontal_flip(expected) if flip[number] else expected
         assert off_by(made[number], expected) <= 1
-
-
-@QUICK
-@given(side=st.integers(1, 40), channels=st.sampled_from([1, 3]), seed=st.integers(0, 10**9))
-def test_all_forms_give_the_same_bits(side: int, channels: int, seed: int) -> None:
-    images, boxes = pictures(6, (channels, side, side), seed), drawn(6, side, seed)
-    flip = torch.arange(6) % 2 == 0
-    expected = gather_taps(images, boxes, flip)
-    assert torch.equal(multiply_taps(images, boxes, flip), expected)
-    assert torch.equal(loop_taps(images, boxes, flip), expected)
 
 
 def one_pixel(image: Tensor, box: tuple[int, int, int, int], y: int, x: int) -> float:
@@ -124,15 +114,3 @@ def test_large_images(side: int) -> None:
     for number, image in enumerate(images):
         place = (int(part[number]) for part in (boxes.top, boxes.left, boxes.height, boxes.width))
         assert off_by(made[number], tv.resized_crop(image, *place, [side, side])) <= 1
-
-
-def test_a_lower_matmul_precision_changes_nothing() -> None:
-    images, boxes = pictures(8, (3, 28, 28)), drawn(8, 28, 0)
-    flip = torch.zeros(8, dtype=torch.bool)
-    expected = resized_crop(images, boxes, flip)
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision("medium")
-        assert torch.equal(resized_crop(images, boxes, flip), expected)
-    finally:
-        torch.set_float32_matmul_precision(before)

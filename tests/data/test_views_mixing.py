@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, kstest
 
 from distill.data.draws import beta_shares
-from distill.data.mixing import draw_pairs, mix, paste_blocks, paste_masked
+from distill.data.mixing import draw_pairs, mix
 from distill.losses.soft import cross_entropy, mixed, soft_cross_entropy
 from distill.recipe.schema import ViewsRecipe
 from tests.data.drawn import SHAPES, pictures
@@ -57,18 +57,6 @@ def test_mixes_as_written_down(name: str, shape: tuple[int, int, int], seed: int
         again = draw_pairs(indices[part], k[part], RECIPES[name], seed, POPULATION, shape[1:])
         assert torch.equal(again.partner, pairs.partner[part])
         assert torch.equal(again.share, pairs.share[part])
-
-
-@QUICK
-@given(shape=st.sampled_from(SHAPES), seed=st.integers(0, 10**9))
-def test_both_forms_of_pasting_give_the_same_bits(shape: tuple[int, int, int], seed: int) -> None:
-    indices, k = torch.arange(16), torch.arange(16) % 4
-    pairs = draw_pairs(indices, k, RECIPES["cutmix"], seed, POPULATION, shape[1:])
-    images, taken = pictures(16, shape, seed), pictures(len(pairs.rows), shape, seed + 1)
-    before = images.clone()
-    made = paste_blocks(images, taken, pairs.rows, pairs.boxes)
-    assert torch.equal(made, paste_masked(images, taken, pairs.rows, pairs.boxes))
-    assert torch.equal(images, before)
 
 
 def test_the_pair_depends_on_the_population_and_its_order() -> None:

@@ -1,0 +1,92 @@
+"""Where pixels come from: crops with padding, resized crops, flips. The torch forms are in `distill.data.geometry`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from distill.data.compiled.kernel import Bools, Bytes, Floats, Integers, Places, kernel
+
+_WEIGHT_BITS = 11
+_FIRST = np.float32(2.0**-8)  # 2048ths to eighths of a grey level
+_SECOND = np.float32(2.0**-14)  # 2048ths of eighths to whole levels
+
+
+@kernel
+def crop_and_flip(images: Bytes, top: Integers, left: Integers, flip: Bools, padding: int, made: Bytes) -> None:
+    """Crops from the padded image to the old size, row by row: images, made [B, ch, H, W]; top, left, flip [B]."""
+    count, channels, height, width = images.shape
+    for n in range(count):
+        down, right = top[n] - padding, left[n] - padding
+        begin = min(width, max(0, -right))  # how much of the image is in the crop, and where it begins there
+        span = max(0, min(width, width - right) - begin)
+        for c in range(channels):
+            for y in range(height):
+                new = made[n, c, y]
+                if y + down < 0 or y + down >= height or span < width:
+                    for x in range(width):
+                        new[x] = 0
+                if 0 <= y + down < height and span > 0:
+                    old = images[n, c, y + down, begin + right : begin + right + span]
+                    if flip[n]:
+                        mirrored = new[width - begin - span : width - begin]
+                        for x in range(span):
+                            mirrored[span - 1 - x] = old[x]
+                    else:
+                        part = new[begin : begin + span]
+                        for x in range(span):
+                            part[x] = old[x]
+
+
+@kernel
+def _find_taps(
+    start: int, size: int, length: int, reverse: bool, low: Places, high: Places, rest: Floats, weight: Floats
+) -> None:
+    """The two pixels that each one along an axis is made of, and their weights; see `Taps`. All [length]."""
+    for place in range(length):
+        # (place + 1/2) * size / length - 1/2, in 2048ths, rounded
+        position = (((2 * place + 1) * size - length) * (1 << _WEIGHT_BITS) + length) // (2 * length)
+        position = max(position, 0)
+        first = min(position >> _WEIGHT_BITS, size - 1)
+        share = 0 if first == size - 1 else position & ((1 << _WEIGHT_BITS) - 1)
+        at = length - 1 - place if reverse else place
+        low[at] = start + first
+        high[at] = start + min(first + 1, size - 1)
+        weight[at] = share
+        rest[at] = (1 << _WEIGHT_BITS) - share
+
+
+@kernel
+def resized_crop(
+    images: Bytes, top: Integers, left: Integers, tall: Integers, wide: Integers, flip: Bools, made: Bytes
+) -> None:
+    """Crops boxes and resizes them to the old size: images, made [B, ch, H, W]; top, left, tall, wide, flip [B]."""
+    count, channels, height, width = images.shape
+    x_low, x_high = np.empty(width, np.uint32), np.empty(width, np.uint32)
+    y_low, y_high = np.empty(height, np.uint32), np.empty(height, np.uint32)
+    x_rest, x_weight = np.empty(width, np.float32), np.empty(width, np.float32)
+    y_rest, y_weight = np.empty(height, np.float32), np.empty(height, np.float32)
+    across = np.empty((height, width), np.float32)
+    for n in range(count):
+        assert 0 <= top[n] < top[n] + tall[n] <= height
+        assert 0 <= left[n] < left[n] + wide[n] <= width
+        _find_taps(left[n], wide[n], width, flip[n], x_low, x_high, x_rest, x_weight)
+        _find_taps(0, tall[n], height, False, y_low, y_high, y_rest, y_weight)
+        for c in range(channels):
+            for y in range(tall[n]):
+                _blend_pixels(images[n, c, top[n] + y], x_low, x_high, x_rest, x_weight, across[y])
+            for y in range(height):
+                _blend_rows(across[y_low[y]], across[y_high[y]], y_rest[y], y_weight[y], made[n, c, y])
+
+
+@kernel
+def _blend_pixels(old: Bytes, low: Places, high: Places, rest: Floats, weight: Floats, new: Floats) -> None:
+    """Two pixels of a row for each of the new row, to eighths of a level."""
+    for x in range(len(new)):
+        new[x] = np.rint((np.float32(old[low[x]]) * rest[x] + np.float32(old[high[x]]) * weight[x]) * _FIRST)
+
+
+@kernel
+def _blend_rows(low: Floats, high: Floats, rest: np.float32, weight: np.float32, new: Bytes) -> None:
+    """Two rows, to whole levels."""
+    for x in range(len(new)):
+        new[x] = np.uint8(np.rint((low[x] * rest + high[x] * weight) * _SECOND))
