@@ -21,11 +21,10 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import PIL
 from PIL import features
 
 from distill.data.ahead import Part, filled
-from distill.data.decode import DECODER, Undecodable, decode, read_file
+from distill.data.decode import DECODER, Undecodable, decode, decoders, read_file
 from distill.errors import DataError
 
 Progress: TypeAlias = Callable[[int, int], None]  # files done, of so many
@@ -143,8 +142,8 @@ class Survey:
     @property
     def _decoder(self) -> bytes:
         """Whose judgement it is that a file decodes."""
-        libraries = [features.version(name) for name in ("jpg", "zlib", "libtiff", "webp")]
-        return hashlib.sha256(repr((DECODER, self.size, PIL.__version__, libraries)).encode()).digest()
+        versions = sorted({**decoders(), "zlib": features.version("zlib")}.items())
+        return hashlib.sha256(repr((DECODER, self.size, versions)).encode()).digest()
 
     def _save(self) -> None:
         """A cache that cannot be written costs time, not the run."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import PIL
 
 # Each plugin registers its format; MPO, several JPEGs in one file, is opened as JPEG. Imported here, not by a thread.
 from PIL import (  # noqa: F401
@@ -22,6 +23,7 @@ from PIL import (  # noqa: F401
     TiffImagePlugin,
     UnidentifiedImageError,
     WebPImagePlugin,
+    features,
 )
 
 from distill.errors import DataError
@@ -46,6 +48,15 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+def decoders() -> dict[str, str]:
+    """Versions of what turns a file's bytes into pixels: with others, the same file may give other pixels.
+
+    Lossless formats cannot, but Pillow itself resizes, and which formats a folder holds is not asked.
+    """
+    libraries = {"libjpeg-turbo": "libjpeg_turbo", "libjpeg": "jpg", "libtiff": "libtiff", "libwebp": "webp"}
+    return {"Pillow": PIL.__version__} | {name: features.version(key) or "none" for name, key in libraries.items()}
 
 
 class Undecodable(ValueError):  # noqa: N818 - what it says of the file is its name

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from distill.data.decode import decoders
 from distill.data.loader import ImageData, open_data, ordered_batches
 from distill.data.views import view_count
 from distill.errors import RecipeError, RunError, StoreError
@@ -57,7 +58,8 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     weights, weights_sha256 = teacher_weights(run, recipe, data)
     wanted = export_digest(recipe, weights_sha256)
     folder = run.folder / STORE
-    if run.done("export", wanted) and _is_whole(folder):
+    origin = origin_of(data, recipe, weights_sha256)
+    if run.done("export", wanted) and _is_whole(folder, origin):
         listener(StageSkipped("export", str(run.folder), "already exported with the same inputs"))
         return folder
     check_k(recipe, data)
@@ -65,7 +67,6 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         began = time.monotonic()
         model = load_teacher(recipe, data, weights, device)
         rows, labels = stored_rows(data), learned_labels(run)
-        origin = origin_of(data, recipe, weights_sha256)
         _refuse_another_store(folder, origin)
         features = _feature_width(model, data, recipe, rows, device)
         # From here on the store that is there may go.
@@ -118,10 +119,10 @@ def _digests(folder: Path, manifest: Manifest) -> dict[str, str]:
     return {f"{STORE}/{name}": sha256 for name, sha256 in files.items()}
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(folder: Path, origin: Origin) -> bool:
     """Whether the store can be opened; it is read from end to end only where it has changed since it last was."""
     try:
-        LogitStore.open(folder)
+        LogitStore.open(folder, expect=origin)
     except StoreError:
         return False
     return True
@@ -308,4 +309,5 @@ def origin_of(data: ImageData, recipe: Recipe, weights_sha256: str) -> Origin:
         view_seed=recipe.seed,
         mean=seen.mean,
         std=seen.std,
+        decoders=decoders() if data.source.decodes else None,
     )

@@ -28,7 +28,7 @@ from distill.store.manifest import (
     read_manifest,
 )
 from distill.store.mapped import MappedFile
-from distill.store.origin import Origin, difference
+from distill.store.origin import Origin, cure, difference
 from distill.store.seen import remember, seen, stamps
 from distill.store.shards import encodings, map_shard, problem_with, read_indices
 from distill.store.writer import LogitWriter
@@ -86,7 +86,7 @@ class LogitStore:
         if expect is not None and (sentences := difference(expect, manifest.origin)):
             raise StoreError(
                 f"{folder}: belongs to something else: {'; '.join(sentences)}",
-                cure="Use the store that was made for it, or export it again: distill export --teacher RUN",
+                cure=cure(expect, manifest.origin),
             )
         before = stamps(folder, file_names(manifest))
         content = verify and not seen(folder, before)

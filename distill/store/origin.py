@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Strings = Annotated[tuple[str, ...], Field(strict=False, min_length=1, max_length=2**24)]
@@ -34,6 +34,15 @@ class Origin(Closed):
     view_seed: int = Field(description="Seed of the views.")
     mean: Floats = Field(description="Subtracted from each channel before the teacher saw it.")
     std: Floats = Field(description="Each channel was divided by it.")
+    decoders: dict[str, str] | None = Field(
+        default=None, description="Versions of what decoded the images; not there: nothing did, or it was not noted."
+    )
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """One without decoders is written as it was before they were noted."""
+        content: dict[str, Any] = write(self)
+        return {name: value for name, value in content.items() if name != "decoders" or value is not None}
 
 
 _WORDS = {
@@ -59,6 +68,9 @@ def difference(expected: Origin, found: Origin) -> list[str]:
             continue
         if name == "class_names":
             sentences.append(_classes(ours, theirs))
+        elif name == "decoders":
+            if changes := _decoders(ours, theirs):
+                sentences.append(f"decoders of the images differ, so their pixels may: {changes}")
         elif name == "views":
             keys = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
             changes = ", ".join(f"{key}: store has {theirs.get(key)!r}, expected {ours.get(key)!r}" for key in keys)
@@ -66,6 +78,30 @@ def difference(expected: Origin, found: Origin) -> list[str]:
         else:
             sentences.append(f"{_WORDS[name]} differs: store has {theirs!r}, expected {ours!r}")
     return sentences
+
+
+def cure(expected: Origin, found: Origin) -> str:
+    """What can be done about their differences."""
+    theirs = found.decoders or {}
+    differing = _differing(expected.decoders or {}, theirs)
+    if not differing or len(difference(expected, found)) > 1:
+        return "Use the store that was made for it, or export it again: distill export --teacher RUN"
+    if "Pillow" in differing:  # its wheels bring the libraries along
+        made_with = f"pip install pillow=={theirs['Pillow']}"
+    else:
+        made_with = "a Pillow built with " + ", ".join(f"{name} {theirs[name]}" for name in differing)
+    return f"Export it again: distill export --teacher RUN; or install what it was made with: {made_with}"
+
+
+def _decoders(ours: dict[str, str] | None, theirs: dict[str, str] | None) -> str:
+    """What differs in two sets of versions; empty: nothing. A store that does not say is taken at its word."""
+    if ours is None or theirs is None:
+        return ""
+    return ", ".join(f"{name}: store has {theirs[name]!r}, here is {ours[name]!r}" for name in _differing(ours, theirs))
+
+
+def _differing(ours: dict[str, str], theirs: dict[str, str]) -> list[str]:
+    return sorted(name for name in ours.keys() & theirs.keys() if ours[name] != theirs[name])
 
 
 def _classes(ours: tuple[str, ...], theirs: tuple[str, ...]) -> str:

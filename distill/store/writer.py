@@ -214,6 +214,7 @@ class LogitWriter:
             theirs, ours = getattr(found, name), getattr(self.plan, name)
             if theirs != ours:
                 differences.append(f"{name} differs: store has {theirs!r}, expected {ours!r}")
+        differences = differences or ["it does not say what decoded its images"]
         return f"{self.folder}: holds another export: {'; '.join(differences)}"
 
     def _keep(self) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
@@ -23,6 +24,13 @@ CORNERS = [
     (10, 10, 250),
     (240, 240, 10),
 ]  # top left, top right, bottom left, bottom right
+
+
+def test_the_versions_of_the_decoders() -> None:
+    found = module.decoders()
+    assert found["Pillow"] == PIL.__version__
+    assert found["libjpeg"] != "none"
+    assert all(found.values())
 
 
 def corners(width: int = 64, height: int = 64) -> Image.Image:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from distill.cli.entry import run
+from distill.data.decode import decoders
 from distill.report.runs import open_run
 from distill.store.atomic import read_json, sha256_of
 from distill.store.manifest import read_manifest
@@ -100,6 +101,27 @@ def test_a_damaged_image_with_both_settings(distill: Command) -> None:
     assert (code, "other images" in said) == (2, True)
     code, _, said = distill("run", "photos.toml", "--quiet")
     assert (code, "holds a teacher of another recipe" in said) == (2, True)
+
+
+def test_other_decoders_are_refused_until_it_is_exported_again(
+    distill: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise((24, 24)).save(BAD)
+    assert distill("teacher", "photos.toml", "--quiet")[0] == 0
+    store = Path("checkpoints/photos/logits")
+    before = read_manifest(store).origin.decoders
+    assert before == decoders()
+    assert before.keys() >= {"Pillow", "libjpeg"}
+    assert distill("export", "--teacher", "checkpoints/photos")[1].count("already exported") == 1
+    newer = {**before, "Pillow": "999.0"}
+    monkeypatch.setattr("distill.stages.export.decoders", lambda: newer)
+    code, _, said = distill("student", "--teacher", "checkpoints/photos", "--quiet")
+    assert code == 2
+    assert f"decoders of the images differ, so their pixels may: Pillow: store has '{before['Pillow']}'" in said
+    assert f"or install what it was made with: pip install pillow=={before['Pillow']}" in said
+    assert distill("export", "--teacher", "checkpoints/photos", "--quiet")[0] == 0
+    assert read_manifest(store).origin.decoders == newer
+    assert distill("student", "--teacher", "checkpoints/photos", "--quiet")[0] == 0
 
 
 def test_killed_and_gone_on(distill: Command) -> None:

@@ -9,8 +9,10 @@ import pytest
 
 from distill.errors import StoreError
 from distill.store.atomic import read_json, write_json
+from distill.store.logits import LogitStore
 from distill.store.manifest import Piece, installed_versions, read_manifest, read_plan, shard_name
-from distill.store.origin import Origin, difference
+from distill.store.origin import Origin, cure, difference
+from tests.store import cases
 
 
 def test_the_same_origin_differs_in_nothing(origin: Origin) -> None:
@@ -41,13 +43,59 @@ def test_a_difference_is_a_sentence(origin: Origin, change: dict[str, Any], sent
 
 
 def test_every_field_has_a_sentence(origin: Origin) -> None:
-    other = origin.model_copy(
-        update={
-            name: {"other": 1} if name == "views" else ("x",) if name == "class_names" else "other"
-            for name in Origin.model_fields
-        }
-    )
-    assert len(difference(origin, other)) == len(Origin.model_fields)
+    changes = {"views": {"other": 1}, "class_names": ("x",), "decoders": {"Pillow": "11"}}
+    other = origin.model_copy(update={name: changes.get(name, "other") for name in Origin.model_fields})
+    decoded = origin.model_copy(update={"decoders": {"Pillow": "12"}})
+    assert len(difference(decoded, other)) == len(Origin.model_fields)
+
+
+HERE = {"Pillow": "13.0.0", "libjpeg-turbo": "3.2.0"}
+
+
+@pytest.mark.parametrize(
+    ("stored", "changes", "made_with"),
+    [
+        (
+            {"Pillow": "12.1.0", "libjpeg-turbo": "3.1.2"},
+            "Pillow: store has '12.1.0', here is '13.0.0', libjpeg-turbo: store has '3.1.2', here is '3.2.0'",
+            "pip install pillow==12.1.0",
+        ),
+        (
+            {"Pillow": "13.0.0", "libjpeg-turbo": "none"},
+            "libjpeg-turbo: store has 'none', here is '3.2.0'",
+            "a Pillow built with libjpeg-turbo none",
+        ),
+    ],
+)
+def test_other_decoders(origin: Origin, stored: dict[str, str], changes: str, made_with: str) -> None:
+    here, there = (origin.model_copy(update={"decoders": decoders}) for decoders in (HERE, stored))
+    assert difference(here, there) == [f"decoders of the images differ, so their pixels may: {changes}"]
+    assert cure(here, there).startswith("Export it again")
+    assert cure(here, there).endswith(f"install what it was made with: {made_with}")
+    another = there.model_copy(update={"view_seed": 8})
+    for one, other in ((here, another), (origin, another), (here, here.model_copy(update={"view_seed": 8}))):
+        assert "made for it" in cure(one, other)
+
+
+def test_decoders_that_were_not_noted_do_not_count(origin: Origin) -> None:
+    """Stores that are older than the note, and versions that one side alone knows."""
+    here = origin.model_copy(update={"decoders": HERE})
+    for decoders in (None, {}, {"Pillow": "13.0.0", "another": "1"}):
+        there = origin.model_copy(update={"decoders": decoders})
+        assert difference(here, there) == difference(there, here) == []
+
+
+def test_a_store_without_decoders_is_written_as_before(tmp_path: Path, origin: Origin) -> None:
+    cases.export(tmp_path / "old")
+    assert "decoders" not in read_json(tmp_path / "old" / "manifest.json")["origin"]
+    LogitStore.open(tmp_path / "old", expect=origin.model_copy(update={"decoders": HERE}))
+    cases.export(tmp_path / "new", origin=origin.model_copy(update={"decoders": HERE}))
+    assert read_manifest(tmp_path / "new").origin.decoders == HERE
+    LogitStore.open(tmp_path / "new", expect=origin)
+    with pytest.raises(StoreError, match="decoders of the images differ"):
+        LogitStore.open(tmp_path / "new", expect=origin.model_copy(update={"decoders": {"Pillow": "14"}}))
+    with pytest.raises(StoreError, match="it does not say what decoded its images"):
+        cases.begin(tmp_path / "old", origin=origin.model_copy(update={"decoders": HERE}))
 
 
 def test_long_class_lists_name_the_first_difference(origin: Origin) -> None:
@@ -95,11 +143,11 @@ def test_where_there_is_no_store(tmp_path: Path) -> None:
 
 def test_a_later_version_asks_for_an_upgrade(store: Path) -> None:
     content = read_json(store / "manifest.json")
-    for version, cure in ((3, "Upgrade distill."), (1, "Delete .* and run `distill export")):
+    for version, mended in ((3, "Upgrade distill."), (1, "Delete .* and run `distill export")):
         write_json(store / "manifest.json", content | {"schema_version": version, "new": 1})
         with pytest.raises(StoreError, match=f"schema version {version}, this distill reads 2") as caught:
             read_manifest(store)
-        assert re.match(cure, caught.value.cure)
+        assert re.match(mended, caught.value.cure)
 
 
 @pytest.mark.parametrize("change", [b" ", b"\n", b"\t"])
