@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.loader import Batch, ImageData
+from distill.data.pixels import moved
 from distill.errors import StoreError
 from distill.losses.feature import draw_negatives
 from distill.losses.lesson import Contrast, Lesson, Outputs
@@ -24,6 +25,7 @@ from distill.recipe.schema import Recipe
 from distill.stages.common import as_teacher_sees
 from distill.store.labels import LearnedLabels
 from distill.store.logits import LogitStore
+from distill.store.origin import difference
 
 
 class Teaching(Protocol):
@@ -107,9 +109,7 @@ class StoredTeaching:
         return Contrast(self._moved(store.features(images, views)), self._moved(self.data.labels.given[images]))
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        if self.device.type == "cpu":
-            return tensor
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        return moved(tensor.contiguous(), self.device)  # a map is a part of its row; torch would wait for a copy of it
 
 
 class OnlineTeaching:
@@ -173,6 +173,8 @@ class LearnedLookup:
     def __init__(self, labels: LearnedLabels, classes: int, device: torch.device) -> None:
         self.labels, self.classes, self.device = labels, classes, device
         self._sorted, self._order = labels.indices.sort()
+        # A row for each class is little, and lies where the given labels do; one for each image stays on the CPU.
+        self._by_class = labels.averaged.to(device) if labels.kind == "class" else None
 
     def of(self, batch: Batch) -> Tensor:
         """Soft labels [B, C] of the averaged table; of mixed images, mixed in their shares."""
@@ -183,11 +185,11 @@ class LearnedLookup:
 
     def _rows(self, indices: Tensor, given: Tensor) -> Tensor:
         """Source indices int64 [B] on the CPU, given labels int64 [B] on the device -> [B, C]."""
-        if self.labels.kind == "class":
-            return self.labels.averaged[given.cpu()].to(self.device)
+        if self._by_class is not None:
+            return self._by_class[given]
         slots = torch.searchsorted(self._sorted, indices).clamp(max=len(self._sorted) - 1)
-        known = (self._sorted[slots] == indices).to(self.device)
-        learned = self.labels.averaged[self._order[slots]].to(self.device)
+        known = moved(self._sorted[slots] == indices, self.device)
+        learned = moved(self.labels.averaged[self._order[slots]], self.device)
         onehot = torch.zeros_like(learned).scatter_(1, given.unsqueeze(1), 1.0)
         return torch.where(known.unsqueeze(1), learned, onehot)
 
@@ -217,6 +219,7 @@ def same_place(own: LogitStore, other: LogitStore, folder: Path) -> None:
     different = [name.replace("_", " ") for name in names if getattr(ours, name) != getattr(theirs, name)]
     if not torch.equal(own.indices, other.indices):
         different.append("images")
+    different += difference(ours, ours.model_copy(update={"decoders": theirs.decoders}))
     if different:
         raise StoreError(
             f"{folder}: differs from {own.folder} in: {', '.join(different)}",
