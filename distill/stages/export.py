@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from distill.data.views import view_count
 from distill.errors import RecipeError, RunError, StoreError
 from distill.models import zoo
 from distill.models.features import feature_width, logits_and_features
+from distill.models.maps import MapHook, Stage, as_row, find_stages
 from distill.recipe.digest import digest, export_digest, teacher_digest
 from distill.recipe.importing import LOCAL_DIR, TIMM
 from distill.recipe.schema import Recipe
@@ -39,7 +40,7 @@ STORE = "logits"
 def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     """Exports a finished teacher's logits of every view of every training image (the meta images too).
 
-    Penultimate features go beside them when the recipe asks, the teacher's learned labels always.
+    Penultimate features and attention maps go beside them when the recipe asks, the teacher's learned labels always.
 
     Args:
         run: a teacher's run folder.
@@ -68,7 +69,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         model = load_teacher(recipe, data, weights, device)
         rows, labels = stored_rows(data), learned_labels(run)
         _refuse_another_store(folder, origin)
-        features = _feature_width(model, data, recipe, rows, device)
+        features, stages = _beside(model, data, recipe, rows, device)
         # From here on the store that is there may go.
         run.forget("export")
         run.keep_recipe(recipe.model_copy(update={"name": run.record.name}))
@@ -82,11 +83,12 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
             shard_rows=recipe.export.shard_rows,
             k=recipe.export.k,
             features=features,
+            maps=[stage.size for stage in stages] if stages else None,
             labels=labels,
             device=device.type,
             overwrite=True,
         )
-        _write_missing(writer, model, data, recipe, rows, device, listener)
+        _write_missing(writer, model, data, recipe, rows, device, stages, listener)
         files = _digests(folder, writer.finish())
         size = sum((run.folder / name).stat().st_size for name in files)
         metrics = {"seconds": time.monotonic() - began, "megabytes": size / 1e6, "rows": float(rows.numel())}
@@ -138,12 +140,30 @@ def _refuse_another_store(folder: Path, origin: Origin) -> None:
         raise StoreError(f"{folder}: holds another teacher's logits", cure=f"Move {folder} away, then export again.")
 
 
-def _feature_width(model: nn.Module, data: ImageData, recipe: Recipe, rows: Tensor, device: torch.device) -> int | None:
-    """D; None when features are not to be stored."""
-    if not recipe.export.features:
-        return None
-    batch = next(ordered_batches(as_teacher_sees(data, recipe), rows[:2], batch_size=2, device=device))
-    return feature_width(model, batch.images)
+def _beside(
+    model: nn.Module, data: ImageData, recipe: Recipe, rows: Tensor, device: torch.device
+) -> tuple[int | None, tuple[Stage, ...]]:
+    """What is stored beside the logits: the features' width D, None for none; the stages whose maps are."""
+    width = None
+    if recipe.export.features:
+        width = feature_width(model, _few_images(data, recipe, rows, device))
+    return width, map_stages(model, data, recipe, rows, device) if recipe.export.maps else ()
+
+
+def map_stages(
+    model: nn.Module, data: ImageData, recipe: Recipe, rows: Tensor, device: torch.device
+) -> tuple[Stage, ...]:
+    """The stages of a teacher in eval mode whose attention maps are stored.
+
+    Raises:
+        ModelError: it has none.
+    """
+    return find_stages(model, _few_images(data, recipe, rows, device))
+
+
+def _few_images(data: ImageData, recipe: Recipe, rows: Tensor, device: torch.device) -> Tensor:
+    """Two images as the teacher sees them [2, ch, H, W]."""
+    return next(ordered_batches(as_teacher_sees(data, recipe), rows[:2], batch_size=2, device=device)).images
 
 
 def _write_missing(
@@ -153,6 +173,7 @@ def _write_missing(
     recipe: Recipe,
     rows: Tensor,
     device: torch.device,
+    stages: Sequence[Stage],
     listener: Listener,
 ) -> None:
     missing, features = writer.missing(), writer.plan.features is not None
@@ -162,9 +183,10 @@ def _write_missing(
     def told(piece: Piece, stop: StopRequest) -> Iterator[Batch]:
         nonlocal done
         chosen = rows[piece.start : piece.stop]
-        for batch in teacher_outputs(model, data, recipe, chosen, piece.view, device, features=features):
-            yield batch
-            done += len(batch[0])
+        outputs = teacher_outputs(model, data, recipe, chosen, piece.view, device, features=features, stages=stages)
+        for logits, *beside in outputs:
+            yield logits, *beside
+            done += len(logits)
             listener(ExportProgress(done, total))
             if stop:
                 raise Interrupted("export", f"in view {piece.view} at row {piece.start}")
@@ -186,8 +208,9 @@ def teacher_outputs(
     device: torch.device,
     *,
     features: bool,
-) -> Iterator[Batch]:
-    """The teacher's logits of one view of some images, and its features when they are wanted.
+    stages: Sequence[Stage] = (),
+) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+    """The teacher's logits of one view of some images, and its features and attention maps when they are wanted.
 
     Args:
         model: in eval mode, on the device.
@@ -197,9 +220,10 @@ def teacher_outputs(
         view: the view's number.
         device: where the model is.
         features: whether features are wanted.
+        stages: of the model, whose attention maps are wanted.
 
     Yields:
-        Logits [b, C] and features [b, D] or None, float32 on the CPU, in the order of `rows`.
+        Logits [b, C], features [b, D] or None, maps [b, P] or None, float32 on the CPU, in the order of `rows`.
     """
     batches = ordered_batches(
         as_teacher_sees(data, recipe),
@@ -211,12 +235,11 @@ def teacher_outputs(
         seed=recipe.seed,
         population=stored_rows(data),
     )
-    for batch in batches:
-        if features:
-            logits, found = logits_and_features(model, batch.images)
-            yield logits.float().cpu(), found.float().cpu()
-        else:
-            yield model(batch.images).float().cpu(), None
+    with MapHook(model, stages) as hook:
+        for batch in batches:
+            logits, found = logits_and_features(model, batch.images) if features else (model(batch.images), None)
+            maps = as_row(hook.maps).cpu() if stages else None
+            yield logits.float().cpu(), None if found is None else found.float().cpu(), maps
 
 
 def learned_labels(run: Run) -> Path | None:

@@ -15,9 +15,10 @@ from torch import Tensor
 from distill.data.loader import open_data
 from distill.errors import StoreError
 from distill.report.runs import Run
-from distill.stages.export import STORE, load_teacher, origin_of, teacher_outputs, teacher_weights
-from distill.store.formats.layout import Holds
+from distill.stages.export import STORE, load_teacher, map_stages, origin_of, teacher_outputs, teacher_weights
+from distill.store.formats.layout import HOLDS, Holds
 from distill.store.logits import LogitStore
+from distill.store.manifest import EXPORT_AGAIN
 from distill.store.shards import encodings
 from distill.training.device import prepare_device
 
@@ -60,17 +61,26 @@ def recompute(run: Run, count: int, seed: int) -> Recomputed:
     weights, weights_sha256 = teacher_weights(run, recipe, data)
     store = LogitStore.open(run.folder / STORE, expect=origin_of(data, recipe, weights_sha256))
     model = load_teacher(recipe, data, weights, device)
+    stages = map_stages(model, data, recipe, store.indices, device) if store.manifest.maps else ()
+    if [stage.size for stage in stages] != [*(store.manifest.maps or ())]:
+        raise StoreError(
+            f"{store.folder}: its attention maps are of sizes {store.manifest.maps}, "
+            f"the teacher's stages give {[stage.size for stage in stages]}",
+            cure=EXPORT_AGAIN,
+        )
     on_gpu = device.type == "cuda" or store.manifest.versions.get("device") != "cpu"
     share = _REPEAT["cuda" if on_gpu else "cpu"]
     total = len(store.indices) * store.views
     drawn = torch.tensor(random.Random(seed).sample(range(total), min(count, total)))
     wrong: list[str] = []
     for view, rows in _by_view(drawn, store):
-        outputs = teacher_outputs(model, data, recipe, rows, view, device, features=store.manifest.features is not None)
-        for chosen, (logits, features) in zip(torch.split(rows, recipe.export.batch_size), outputs, strict=True):
-            wrong += _differing(store, "logits", chosen, view, logits, share)
-            if features is not None:
-                wrong += _differing(store, "features", chosen, view, features, share)
+        outputs = teacher_outputs(
+            model, data, recipe, rows, view, device, features=store.manifest.features is not None, stages=stages
+        )
+        for chosen, values in zip(torch.split(rows, recipe.export.batch_size), outputs, strict=True):
+            for holds, again in zip(HOLDS, values, strict=True):
+                if again is not None:
+                    wrong += _differing(store, holds, chosen, view, again, share)
     if wrong:
         more = [f"... and {len(wrong) - _NAMED} more"] if len(wrong) > _NAMED else []
         raise StoreError(

@@ -42,7 +42,9 @@ _MOST_HANDLES = 256
 
 
 class LogitStore:
-    """The logits of V views of N images, [V, N, C], and features [V, N, D] where they were exported. Made by `open`.
+    """The logits of V views of N images, [V, N, C], and where they were exported features [V, N, D] and attention maps.
+
+    Made by `open`.
 
     It can be pickled; the copy maps its files again when it first needs them.
 
@@ -145,9 +147,19 @@ class LogitStore:
         Raises:
             StoreError: also when the store holds no features.
         """
-        if self.manifest.features is None:
-            raise StoreError(f"{self.folder}: holds no features", cure="Export them: [export] features = true.")
         return self._values("features", indices, views)
+
+    def maps(self, indices: Tensor, views: Tensor) -> list[Tensor]:
+        """The attention maps of the teacher's stages, of any images in any views; arguments and errors as for `rows`.
+
+        Returns:
+            Of each stage float32 [B, h * w] on the CPU, of length 1; (h, w) are in `manifest.maps`.
+
+        Raises:
+            StoreError: also when the store holds no maps.
+        """
+        sizes = [height * width for height, width in self.manifest.maps or ()]
+        return list(torch.split(self._values("maps", indices, views), sizes, dim=1))
 
     def parts(self, holds: Holds, indices: Tensor, views: Tensor) -> Parts:
         """What is stored of some rows, as it is stored; arguments and errors as for `rows`."""
@@ -185,6 +197,8 @@ class LogitStore:
         return read_labels(self.folder / LABELS_FOLDER)
 
     def _values(self, holds: Holds, indices: Tensor, views: Tensor) -> Tensor:
+        if holds not in self._encodings:
+            raise StoreError(f"{self.folder}: holds no {holds}", cure=f"Export them: [export] {holds} = true.")
         parts = self.parts(holds, indices, views)
         encoding = self._encodings[holds]
         if len(indices) and (problem := encoding.problem(parts)):

@@ -13,12 +13,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 import distill
 from distill.errors import StoreError
 from distill.store.atomic import canonical, read_canonical
-from distill.store.formats.layout import Column, Format, Holds, feature_columns, logit_columns, row_bytes
+from distill.store.formats.layout import HOLDS, Column, Format, Holds, half_columns, logit_columns, row_bytes
 from distill.store.origin import Closed as Closed
 from distill.store.origin import Origin as Origin
 from distill.store.origin import Sha256
@@ -74,7 +74,7 @@ class LabelFiles(Closed):
 
 
 class Shard(Digest):
-    """A file that holds the logits, or the features, of rows `start` to `stop` of one view."""
+    """A file that holds the logits, features or attention maps of rows `start` to `stop` of one view."""
 
     view: int = Field(ge=0)
     start: int = Field(ge=0)
@@ -87,6 +87,9 @@ class Shard(Digest):
 
 
 Shards = Annotated[tuple[Shard, ...], Field(strict=False)]
+Side = Annotated[int, Field(ge=1, le=2**12)]
+Size = Annotated[tuple[Side, Side], Field(strict=False)]
+Sizes = Annotated[tuple[Size, ...], Field(strict=False, min_length=1, max_length=2**10)]
 
 
 class Plan(Closed):
@@ -97,6 +100,9 @@ class Plan(Closed):
     format: Format = Field(description="How the logits are stored.")
     k: int | None = Field(ge=1, description="Of top-k: values kept of each row.")
     features: int | None = Field(ge=1, le=2**24, description="Width D of the stored features; null: none are stored.")
+    maps: Sizes | None = Field(
+        default=None, description="(h, w) of each stored attention map, in order; not there: none are stored."
+    )
     rows: int = Field(ge=1, le=2**40, description="Images, N.")
     classes: int = Field(ge=1, le=2**24, description="Classes, C.")
     shard_rows: int = Field(ge=1, description="Rows in a shard; the last of a view may have fewer.")
@@ -130,19 +136,35 @@ class Plan(Closed):
     @property
     def holdings(self) -> tuple[Holds, ...]:
         """What there is a shard of for each piece."""
-        return ("logits",) if self.features is None else ("logits", "features")
+        return tuple(holds for holds in HOLDS if self.width(holds))
+
+    def width(self, holds: Holds) -> int:
+        """Values of a row; 0: none are stored."""
+        return {
+            "logits": self.classes,
+            "features": self.features or 0,
+            "maps": sum(height * width for height, width in self.maps or ()),
+        }[holds]
 
     def columns(self, holds: Holds) -> tuple[Column, ...]:
         """The tensors of such a shard."""
-        if holds == "features":
-            assert self.features is not None
-            return feature_columns(self.features)
-        return logit_columns(self.format, self.classes, self.k)
+        if holds == "logits":
+            return logit_columns(self.format, self.classes, self.k)
+        return half_columns(holds, self.width(holds))
 
     def digest(self) -> str:
         """sha256 of the plan; each shard carries it."""
         content = self.model_dump(mode="json", include=set(Plan.model_fields))
         return hashlib.sha256(canonical(content).encode()).hexdigest()
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A store without maps is written as it was before there were any."""
+        content: dict[str, Any] = write(self)
+        return {name: value for name, value in content.items() if self.maps or name not in ("maps", "map_shards")}
+
+
+SHARDS_OF: dict[Holds, str] = {"logits": "shards", "features": "feature_shards", "maps": "map_shards"}
 
 
 class Manifest(Plan):
@@ -150,11 +172,11 @@ class Manifest(Plan):
 
     shards: Shards = Field(description="The logits, view by view.")
     feature_shards: Shards = Field(description="The features, view by view; empty when none are stored.")
+    map_shards: Shards = Field(default=(), description="The attention maps, view by view; not there: none are stored.")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        holdings: tuple[Holds, ...] = ("logits", "features")
-        for holds in holdings:
+        for holds in HOLDS:
             shards = self.shards_of(holds)
             expected = self.shards_per_view * self.origin.view_count if holds in self.holdings else 0
             if len(shards) != expected:
@@ -166,13 +188,14 @@ class Manifest(Plan):
         return self
 
     def shards_of(self, holds: Holds) -> tuple[Shard, ...]:
-        """The shards of the logits, or of the features, in the order of `pieces`."""
-        return self.shards if holds == "logits" else self.feature_shards
+        """The shards of the logits, of the features or of the maps, in the order of `pieces`."""
+        shards: Shards = getattr(self, SHARDS_OF[holds])
+        return shards
 
     @property
     def files(self) -> tuple[Digest, ...]:
         """Every file in the store's own folder but the manifest."""
-        return (self.indices, *self.shards, *self.feature_shards)
+        return (self.indices, *self.shards, *self.feature_shards, *self.map_shards)
 
     @property
     def plan(self) -> Plan:
@@ -241,7 +264,10 @@ def _read(path: Path, model: type[P]) -> P:
         found = read_canonical(path)
         written = found.get("schema_version") if isinstance(found, dict) else None
         if type(written) is not int or written == SCHEMA_VERSION:
-            return validated(path, model, found)
+            checked = validated(path, model, found)
+            if checked.model_dump(mode="json") == found:
+                return checked
+            raise StoreError(f"{path}: says in another way what it says: a field is there that is left out when empty")
     except StoreError as error:
         if isinstance(error.__cause__, OSError):
             raise  # it cannot be read, and may be whole

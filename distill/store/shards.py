@@ -1,8 +1,8 @@
 """The files of a store of logits, one by one.
 
-A shard is a safetensors file with the tensors of a format: of the logits, or of the features, of some rows of one view.
-It says in its facts which plan it belongs to, which rows it holds and what their sha256 is, so an interrupted export
-knows which shards to keep without a list beside them.
+A shard is a safetensors file with the tensors of a format: of the logits, features or attention maps of some rows of
+one view. It says in its facts which plan it belongs to, which rows it holds and what their sha256 is, so an interrupted
+export knows which shards to keep without a list beside them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill.errors import StoreError
 from distill.store.atomic import check_regular, sha256_of
-from distill.store.formats.encoding import Encoding, feature_encoding, logit_encoding
+from distill.store.formats.encoding import Encoding, half_encoding, logit_encoding
 from distill.store.formats.layout import Holds
 from distill.store.manifest import EXPORT_AGAIN, INDICES, Digest, Piece, Plan, Shard, shard_name
 from distill.store.mapped import MappedFile
@@ -25,10 +25,8 @@ from distill.store.tensors import JSON, digest_of, read_tensors, write_tensors
 
 def encodings(plan: Plan) -> dict[Holds, Encoding]:
     """How what a store holds is stored."""
-    found: dict[Holds, Encoding] = {"logits": logit_encoding(plan.format, plan.classes, plan.k)}
-    if plan.features is not None:
-        found["features"] = feature_encoding(plan.features)
-    return found
+    logits = logit_encoding(plan.format, plan.classes, plan.k)
+    return {h: logits if h == "logits" else half_encoding(h, plan.width(h)) for h in plan.holdings}
 
 
 def write_shard(folder: Path, plan_digest: str, piece: Piece, holds: Holds, parts: Mapping[str, Tensor]) -> Shard:
@@ -38,7 +36,7 @@ def write_shard(folder: Path, plan_digest: str, piece: Piece, holds: Holds, part
         folder: the store.
         plan_digest: `Plan.digest()`.
         piece: which rows they are.
-        holds: whether they are logits or features.
+        holds: what they are: logits, features or maps.
         parts: the tensors of the store's format, on the CPU, each [stop - start, ...].
 
     Raises:

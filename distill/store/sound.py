@@ -58,7 +58,7 @@ def _changed(folder: Path, manifest: Manifest, digest: str) -> str:
     """One sentence, not one for each shard, when all of them name the same plan and the manifest is another."""
     plans = set()
     try:
-        for shard in (*manifest.shards, *manifest.feature_shards):
+        for shard in (shard for holds in manifest.holdings for shard in manifest.shards_of(holds)):
             facts = read_facts(folder / shard.file)
             plans.add(str(facts.get("plan")) if isinstance(facts, dict) else "")
     except StoreError:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from pathlib import Path
 from typing import TypeAlias
 
@@ -18,13 +19,14 @@ from torch import Tensor
 from distill.errors import StoreError
 from distill.store.atomic import is_temporary, mendable, writable_folder, write_json
 from distill.store.carried import carry_labels, describe_labels, problems_with_labels
-from distill.store.formats.layout import Format, Holds
+from distill.store.formats.layout import HOLDS, Format, Holds
 from distill.store.manifest import (
     INDICES,
     LABELS,
     LABELS_FOLDER,
     MANIFEST,
     PARTIAL,
+    SHARDS_OF,
     Digest,
     Manifest,
     Piece,
@@ -38,16 +40,16 @@ from distill.store.seen import SEEN
 from distill.store.shards import encodings, kept_shard, problem_with, problem_with_indices, write_shard
 from distill.store.tensors import digest_of, write_tensors
 
-_SHARD = re.compile(r"(features-)?view\d{4,}-rows\d{9,}\.safetensors")
+_SHARD = re.compile(r"((features|maps)-)?view\d{4,}-rows\d{9,}\.safetensors")
 _OVERWRITE = "Choose another folder, or overwrite it on purpose."
-_WRITERS_CHOICE = ("format", "k", "features", "rows", "classes", "shard_rows", "indices", "labels", "versions")
+_WRITERS_CHOICE = ("format", "k", "features", "maps", "rows", "classes", "shard_rows", "indices", "labels", "versions")
 
-Batch: TypeAlias = tuple[Tensor, Tensor | None]
-"""Logits [b, C] and, where they are stored, features [b, D] of consecutive rows."""
+Batch: TypeAlias = Sequence[Tensor | None]
+"""Logits [b, C], features [b, D] and maps [b, P] of consecutive rows; None, or left out at the end: not stored."""
 
 
 class LogitWriter:
-    """Writes the logits of V views of N images, [V, N, C], and perhaps features [V, N, D], as shards.
+    """Writes the logits of V views of N images, [V, N, C], perhaps features [V, N, D] and maps [V, N, P], as shards.
 
     Args:
         folder: where; made if need be.
@@ -59,6 +61,7 @@ class LogitWriter:
         shard_rows: rows in a shard, at most.
         k: of `topk`: values kept of each row.
         features: D; None: features are not stored.
+        maps: (h, w) of each attention map of an image, of P pixels in all; None: they are not stored.
         labels: the teacher's folder of learned labels, which the store is to carry; None: it has none.
         device: kind of the device that the logits are computed on.
         overwrite: when the folder holds another export, remove its files (and no other file) and start afresh. The very
@@ -82,6 +85,7 @@ class LogitWriter:
         shard_rows: int,
         k: int | None = None,
         features: int | None = None,
+        maps: Sequence[tuple[int, int]] | None = None,
         labels: Path | None = None,
         device: str = "cpu",
         overwrite: bool = False,
@@ -108,6 +112,7 @@ class LogitWriter:
             format=format,
             k=k,
             features=features,
+            maps=None if maps is None else tuple(maps),
             rows=len(indices),
             classes=classes,
             shard_rows=shard_rows,
@@ -129,9 +134,9 @@ class LogitWriter:
         """What is still to be written, in order."""
         return [piece for piece in self.plan.pieces() if piece not in self._done]
 
-    def write(self, piece: Piece, logits: Tensor, features: Tensor | None = None) -> None:
-        """Writes a piece from logits [stop - start, C] and features [stop - start, D]; see `write_batches`."""
-        self.write_batches(piece, [(logits, features)])
+    def write(self, piece: Piece, *values: Tensor | None) -> None:
+        """Writes a piece from one batch of all its rows; see `write_batches`."""
+        self.write_batches(piece, [values])
 
     def write_batches(self, piece: Piece, batches: Iterable[Batch]) -> None:
         """Writes a piece batch by batch: what is held in memory is one batch, and the piece as it is stored.
@@ -149,10 +154,9 @@ class LogitWriter:
             raise ValueError(f"{piece} is no piece of this store")
         at, total = 0, piece.stop - piece.start
         stored = {holds: encoding.room(total) for holds, encoding in self._encodings.items()}
-        for logits, features in batches:
-            rows = len(logits)
-            given: dict[Holds, Tensor | None] = {"logits": logits, "features": features}
-            for holds, values in given.items():
+        for batch in batches:
+            rows = 0 if batch[0] is None else len(batch[0])
+            for holds, values in zip_longest(HOLDS, batch):
                 self._check(piece, holds, values, rows)
                 if values is not None and at + rows <= total:
                     for name, part in self._encodings[holds].encode(values).items():
@@ -172,11 +176,11 @@ class LogitWriter:
         """
         if missing := self.missing():
             raise StoreError(f"{self.folder}: the export is not finished: {len(missing)} pieces, first {missing[0]}")
-        shards, features = (
-            tuple(self._done[piece][holds] for piece in self.plan.pieces() if holds in self.plan.holdings)
-            for holds in ("logits", "features")
-        )
-        manifest = Manifest(**dict(self.plan), shards=shards, feature_shards=features)
+        shards = {
+            SHARDS_OF[holds]: tuple(self._done[piece][holds] for piece in self.plan.pieces())
+            for holds in self.plan.holdings
+        }
+        manifest = Manifest(**{"feature_shards": (), **dict(self.plan), **shards})
         write_json(self.folder / MANIFEST, manifest.model_dump(mode="json"))
         self._remove([*self._leftovers(), self.folder / PARTIAL])
         return manifest
@@ -273,7 +277,7 @@ class LogitWriter:
             if wanted or values is not None:
                 raise ValueError(f"{holds} are {'missing' if wanted else 'given, but not stored'}")
             return
-        expected = (rows, self.plan.classes if holds == "logits" else self.plan.features)
+        expected = (rows, self.plan.width(holds))
         if tuple(values.shape) != expected or not values.is_floating_point() or not rows:
             raise ValueError(f"{holds} are {values.dtype} {tuple(values.shape)}, expected floating point {expected}")
         low, high = (float(value) for value in values.detach().aminmax())
@@ -287,5 +291,5 @@ class LogitWriter:
         limit = self._encodings[holds].limit
         if max(-low, high) > limit:
             format = self.plan.format if holds == "logits" else "float16"
-            cure = 'Set [export] format = "float32".' if holds == "logits" else "Set [export] features = false."
+            cure = 'Set [export] format = "float32".' if holds == "logits" else f"Set [export] {holds} = false."
             raise StoreError(f"{where} reach from {low:g} to {high:g}; {format} ends at {limit:g}", cure=cure)

@@ -92,8 +92,8 @@ def at_every_step(folder: Path) -> dict[str, object]:
         writer = cases.begin(store, **kind)
         kept = [piece for piece in writer.plan.pieces() if piece not in writer.missing()]
         pieces += len(kept)
-        # A piece is done once both of its files are.
-        assert len(kept) == len(before) // 2, (kills, kept, before)
+        # A piece is done once all three of its files are.
+        assert len(kept) == len(before) // 3, (kills, kept, before)
         cases.fill(writer)
         writer.finish()
         after = shards(store)

@@ -43,6 +43,7 @@ meta_batch_size = 16
 [export]
 format = "int8"
 features = true
+maps = true
 shard_rows = 70
 batch_size = 30
 """
@@ -71,11 +72,12 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     store = tmp_path / "killed" / "logits"
     manifest = read_manifest(store)
     assert found["landed"], "no kill met the export"
-    assert found["shards"] == len(manifest.shards) + len(manifest.feature_shards) == 2 * 18 * 3
-    # The last process showed its teacher the images of unfinished pieces, and two, twice, to find the features' width.
+    assert found["shards"] == sum(len(manifest.shards_of(holds)) for holds in manifest.holdings) == 3 * 18 * 3
+    # The last process showed its teacher the images of unfinished pieces, and two, thrice, for the features' width and
+    # for the maps' sizes.
     pieces = [shard.piece for shard in manifest.shards]
-    done = sum(piece.stop - piece.start for piece in pieces[: found["kept"] // 2])
-    assert found["shown"] in (None, 18 * 180 - done + 4)
+    done = sum(piece.stop - piece.start for piece in pieces[: found["kept"] // 3])
+    assert found["shown"] in (None, 18 * 180 - done + 6)
     # As from an export that nobody killed, of a teacher trained the same way.
     whole = train_teacher(recipe.model_copy(update={"name": "whole"}), lambda event: None)
     export_teacher(whole, recipe, lambda event: None)

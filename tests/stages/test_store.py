@@ -14,6 +14,7 @@ from distill.cli.entry import run as run_command
 from distill.data.loader import open_data, ordered_batches
 from distill.errors import ModelError, RecipeError, StoreError, UserError
 from distill.models.features import feature_width, logits_and_features
+from distill.models.maps import MapHook, as_row, find_stages
 from distill.models.zoo import create, fit
 from distill.recipe.load import override, parse_recipe
 from distill.report.runs import Run, open_run
@@ -26,7 +27,7 @@ from distill.stages.verify import recompute_run, verify_path
 from distill.store.formats.encoding import logit_encoding
 from distill.store.labels import read_labels
 from distill.store.logits import LogitStore
-from distill.store.manifest import read_manifest
+from distill.store.manifest import SHARDS_OF, read_manifest
 from distill.store.origin import difference
 from distill.store.shards import write_shard
 from distill.training.events import Event
@@ -38,7 +39,7 @@ SHORT = ("teacher.epochs=1", "student.epochs=1")
 FORMATS = {
     "float16": (),
     "float32": ("export.format=float32",),
-    "int8": ("export.format=int8", "export.features=true"),
+    "int8": ("export.format=int8", "export.features=true", "export.maps=true"),
     "topk": ("export.format=topk", "export.k=4", "student.loss.temperature=1"),
 }
 
@@ -79,6 +80,11 @@ def test_each_format_from_teacher_to_student(tiny, teacher: Run, format: str) ->
     slack = torch.full((40,), 1e-4, dtype=torch.float64)
     assert (encoding.excess(store.parts("logits", rows, batch.view), logits, slack) <= 0).all()
     if format == "int8":
+        stages = find_stages(model, batch.images)
+        with MapHook(model, stages) as hook:
+            model(batch.images)
+        torch.testing.assert_close(torch.cat(store.maps(rows, batch.view), 1), as_row(hook.maps), rtol=1e-3, atol=1e-5)
+        assert store.manifest.maps == tuple(stage.size for stage in stages) == ((8, 8), (4, 4), (2, 2))
         assert features.shape == (40, 64)
         torch.testing.assert_close(store.features(rows, batch.view), features, rtol=1e-3, atol=1e-3)
     assert verify_path(teacher.folder) > 6
@@ -232,19 +238,18 @@ def tamper(folder: Path, number: int, holds: str) -> tuple[int, int]:
     parts = {name: part.clone() for name, part in store._map(holds, number).tensors.items()}
     next(iter(parts.values()))[7] += 1
     made = write_shard(folder, manifest.digest(), shard.piece, holds, parts)
-    field = "shards" if holds == "logits" else "feature_shards"
     shards = [*manifest.shards_of(holds)]
     shards[number] = made
-    other = manifest.model_copy(update={field: tuple(shards)})
+    other = manifest.model_copy(update={SHARDS_OF[holds]: tuple(shards)})
     text = json.dumps(other.model_dump(mode="json"), sort_keys=True, indent=2, ensure_ascii=False) + "\n"
     (folder / "manifest.json").write_text(text)
     return int(store.indices[shard.start + 7]), shard.view
 
 
-@pytest.mark.parametrize("holds", ["logits", "features"])
+@pytest.mark.parametrize("holds", ["logits", "features", "maps"])
 def test_recompute_names_image_and_view_of_a_wrong_row(tiny, teacher: Run, holds: str) -> None:
     """Every digest is right, so only the teacher can tell."""
-    recipe = tiny(*SHORT, "export.features=true")
+    recipe = tiny(*SHORT, "export.features=true", "export.maps=true")
     folder = export_teacher(teacher, recipe, ignore)
     image, view = tamper(folder, 4, holds)
     LogitStore.open(folder)
@@ -375,9 +380,9 @@ def test_one_image_one_view(tmp_path: Path) -> None:
         folder = tmp_path / str(len(list(tmp_path.iterdir())))
         keep = {name: value for name, value in change.items() if name != "labels"}
         writer = cases.begin(folder, origin=origin, views=1, indices=index, **keep)
-        width = change.get("features")
-        piece = writer.missing()[0]
-        writer.write(piece, torch.tensor([[1.0, 2.0, 3.0]]), torch.ones(1, width) if width else None)
+        widths = [writer.plan.width(holds) for holds in ("features", "maps")]
+        beside = [torch.ones(1, width) if width else None for width in widths]
+        writer.write(writer.missing()[0], torch.tensor([[1.0, 2.0, 3.0]]), *beside)
         writer.finish()
         found = LogitStore.open(folder, reconstruct=True).rows(index, torch.tensor([0]))
         assert found.argmax() == 2

@@ -13,6 +13,7 @@ from distill.store.origin import Origin
 from distill.store.writer import LogitWriter
 
 ROWS, CLASSES, VIEWS, WIDTH = 11, 3, 4, 5
+SIZES = ((3, 2), (1, 2))
 
 ORIGIN = Origin(
     teacher_digest="t" * 64,
@@ -41,7 +42,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "topk all": {"format": "topk", "k": CLASSES},
     "labels": {"labels": True, "shard_rows": 100},
     "features": {"features": WIDTH},
-    "everything": {"format": "int8", "features": WIDTH, "labels": True},
+    "maps": {"maps": SIZES, "shard_rows": 5},
+    "everything": {"format": "int8", "features": WIDTH, "maps": SIZES, "labels": True},
 }
 
 
@@ -53,6 +55,12 @@ def logits() -> Tensor:
 def features() -> Tensor:
     """[V, N, D], exact in float16."""
     return torch.rand(VIEWS, ROWS, WIDTH, generator=torch.Generator().manual_seed(1)).half().float()
+
+
+def maps() -> Tensor:
+    """[V, N, P], exact in float16."""
+    pixels = sum(height * width for height, width in SIZES)
+    return torch.rand(VIEWS, ROWS, pixels, generator=torch.Generator().manual_seed(4)).half().float()
 
 
 def learned() -> LearnedLabels:
@@ -83,10 +91,11 @@ def begin(folder: Path, **changes: Any) -> LogitWriter:
 
 def fill(writer: LogitWriter, limit: int | None = None) -> None:
     """Writes what is missing, or the first few pieces of it."""
-    stored = writer.plan.features is not None
+    values = {"logits": logits(), "features": features(), "maps": maps()}
     for piece in writer.missing()[:limit]:
         rows = slice(piece.start, piece.stop)
-        writer.write(piece, logits()[piece.view, rows], features()[piece.view, rows] if stored else None)
+        stored = (values[holds][piece.view, rows] if holds in writer.plan.holdings else None for holds in values)
+        writer.write(piece, *stored)
 
 
 def export(folder: Path, **changes: Any) -> Path:

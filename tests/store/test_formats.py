@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from distill.store.formats import int8, plain, topk
-from distill.store.formats.encoding import feature_encoding, logit_encoding
+from distill.store.formats.encoding import half_encoding, logit_encoding
 from distill.store.formats.layout import Column, class_dtype, logit_columns, row_bytes
 
 
@@ -192,7 +192,7 @@ def test_row_bytes() -> None:
     assert sizes["float32", None] == 4000
     assert sizes["int8", None] == 1008
     assert sizes["topk", 10] == 44
-    assert row_bytes(feature_encoding(512).columns) == 1024
+    assert row_bytes(half_encoding("features", 512).columns) == 1024
 
 
 @pytest.mark.parametrize(("format", "k"), ENCODINGS)

@@ -30,17 +30,13 @@ def test_two_exports_are_byte_identical(tmp_path: Path, kind: str) -> None:
     """Whatever the order of the shards, the division into batches, and the tensors' strides."""
     first = cases.export(tmp_path / "a", **cases.KINDS[kind])
     second = cases.begin(tmp_path / "b", **cases.KINDS[kind])
-    features = cases.features() if second.plan.features else None
+    beside = {"features": cases.features(), "maps": cases.maps()}
     for piece in reversed(second.missing()):
         batches = []
         for start in range(piece.start, piece.stop, 3):
             rows = slice(start, min(start + 3, piece.stop))
-            batches.append(
-                (
-                    cases.logits()[piece.view, rows].T.contiguous().T,
-                    None if features is None else features[piece.view, rows].double(),
-                )
-            )
+            stored = (x[piece.view, rows].double() if h in second.plan.holdings else None for h, x in beside.items())
+            batches.append((cases.logits()[piece.view, rows].T.contiguous().T, *stored))
         second.write_batches(piece, iter(batches))
     second.finish()
     assert contents(first) == contents(tmp_path / "b")
@@ -103,7 +99,7 @@ def test_an_abandoned_export_continues(tmp_path: Path, kind: str, done: int) -> 
         LogitStore.open(tmp_path / "s")
     assert verify_store(tmp_path / "s") == [f"{tmp_path / 's'}: the export was interrupted"]
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "s").glob("*view*")}
-    assert len(kept) == done * (2 if kind == "everything" else 1)
+    assert len(kept) == done * (3 if kind == "everything" else 1)
     again = writer(tmp_path / "s")
     assert len(again.missing()) == 12 - done
     fill(again)
@@ -135,6 +131,7 @@ def test_a_finished_export_is_left_alone(store: Path, writer: Make) -> None:
 DAMAGED = [
     "view0001-rows000000004.safetensors",
     "features-view0001-rows000000004.safetensors",
+    "maps-view0001-rows000000004.safetensors",
     "indices.safetensors",
     "labels/labels.safetensors",
     "labels/manifest.json",

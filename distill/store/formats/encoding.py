@@ -1,4 +1,4 @@
-"""The formats of a store by name: how logits or features become the tensors of a shard, and back."""
+"""The formats of a store by name: how what a store holds becomes the tensors of a shard, and back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from distill.store.formats import int8, plain, topk
-from distill.store.formats.layout import Column, Format, feature_columns, logit_columns
+from distill.store.formats.layout import Column, Format, Holds, half_columns, logit_columns
 
 Parts: TypeAlias = dict[str, Tensor]
 
@@ -60,9 +60,9 @@ def logit_encoding(format: Format, classes: int, k: int | None) -> Encoding:
     return _plain(columns)
 
 
-def feature_encoding(width: int) -> Encoding:
-    """How features [R, D] are stored."""
-    return _plain(feature_columns(width))
+def half_encoding(holds: Holds, width: int) -> Encoding:
+    """How features or attention maps [R, width] are stored."""
+    return _plain(half_columns(holds, width))
 
 
 def _plain(columns: tuple[Column, ...]) -> Encoding:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 Format = Literal["float16", "float32", "int8", "topk"]
-Holds = Literal["logits", "features"]
+Holds = Literal["logits", "features", "maps"]
+HOLDS: tuple[Holds, ...] = ("logits", "features", "maps")
 
 _BYTES = {"uint8": 1, "int8": 1, "int16": 2, "float16": 2, "int32": 4, "float32": 4}
 
@@ -44,9 +45,9 @@ def logit_columns(format: Format, classes: int, k: int | None) -> tuple[Column, 
     return (Column("logits", format, classes),)
 
 
-def feature_columns(width: int) -> tuple[Column, ...]:
-    """The tensor that holds the features of a row, D of them."""
-    return (Column("features", "float16", width),)
+def half_columns(holds: Holds, width: int) -> tuple[Column, ...]:
+    """The tensor that holds the features of a row, D of them, or its attention maps, one after the other."""
+    return (Column(holds, "float16", width),)
 
 
 def row_bytes(columns: tuple[Column, ...]) -> int:
