@@ -60,7 +60,7 @@ CASES: dict[str, Case] = {
     "kd T 20": Case("logit.kd", _kd(logit.kd, 20.0), partial(oracles.kd, temperature=20.0), 400),
     "kd T learned": Case("learned_temperature.LearnedTemperature", _learned, partial(oracles.kd, temperature=3.0), 9),
     "reverse kd T 4": Case(
-        "logit.reverse_kd", _kd(logit.reverse_kd, 4.0), partial(oracles.reverse_kd, temperature=4.0), 4
+        "logit.reverse_kd", _kd(logit.reverse_kd, 4.0), partial(oracles.reverse_kd, temperature=4.0), 16
     ),
     "reverse kd T 1": Case(
         "logit.reverse_kd", _kd(logit.reverse_kd, 1.0), partial(oracles.reverse_kd, temperature=1.0)
@@ -70,7 +70,7 @@ CASES: dict[str, Case] = {
     "logit matching": Case(
         "logit.logit_matching", lambda s, t, y: logit.logit_matching(s, t), oracles.logit_matching, 9
     ),
-    "lskd": Case("logit.standardised", _lskd, partial(oracles.lskd, temperature=2.0), 4),
+    "lskd": Case("logit.standardised", _lskd, partial(oracles.lskd, temperature=2.0), 16),
     "dkd": Case("decoupled.dkd", decoupled.dkd, partial(oracles.dkd, temperature=4.0, alpha=1.0, beta=8.0), 144),
     "dkd T 1": Case(
         "decoupled.dkd",
