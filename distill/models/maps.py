@@ -115,7 +115,8 @@ def find_stages(model: nn.Module, images: Tensor) -> tuple[Stage, ...]:
     found = [stage for stage in found if math.prod(stage.size) > 1]
     if not found:
         raise ModelError(
-            f"{type(model).__name__}: none of its stages gives an attention map of more than one pixel", cure=_CURE
+            f"{type(_named_body(model)[0]).__name__}: none of its stages gives an attention map of more than one pixel",
+            cure=_CURE,
         )
     last = {stage.size: stage for stage in found}
     if len(last) > 1:

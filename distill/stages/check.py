@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,15 +15,17 @@ from distill.data.loader import ImageData, open_data, steps_per_epoch
 from distill.data.views import in_words, view_count
 from distill.errors import UserError
 from distill.models import zoo
+from distill.models.features import feature_width
+from distill.models.maps import find_stages
 from distill.models.zoo import ModelSpec
 from distill.recipe.checks import problems as cross_field_problems
 from distill.recipe.schema import LEARNED_RULES, Recipe, StageRecipe
-from distill.stages.common import fit_model
+from distill.stages.common import fit_model, model_spec
 from distill.stages.export import check_k, stored_rows
 from distill.stages.settling import settle_student
 from distill.stages.teacher import training_rows
 from distill.store.atomic import check_place
-from distill.store.formats.layout import logit_columns, row_bytes
+from distill.store.formats.layout import half_columns, logit_columns, row_bytes
 from distill.training.device import prepare_device
 from distill.training.schedule import build_optimizer
 
@@ -104,7 +107,8 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
     if data is not None:
         with _collected(report):
             check_k(recipe, data)
-        report.plan["export"] = _export_plan(recipe, data)
+        with _collected(report):
+            report.plan["export"] = _export_plan(recipe, data)
     report.plan["compare"] = _compare_plan(recipe)
     return report
 
@@ -213,17 +217,35 @@ def _rows(recipe: Recipe, table: str, data: ImageData) -> torch.Tensor:
 def _export_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     rows, views = stored_rows(data).numel(), view_count(recipe.views)
     export = recipe.export
-    width = row_bytes(logit_columns(export.format, data.num_classes, export.k or 1))
-    plan = {
+    features, sizes = _beside_logits(recipe, data)
+    columns = logit_columns(export.format, data.num_classes, export.k or 1)
+    columns += half_columns("features", features) if features else ()
+    columns += half_columns("maps", sum(map(math.prod, sizes))) if sizes else ()
+    return {
         "rows": rows,
         "views": views,
         "format": export.format if export.k is None else f"{export.format} {export.k}",
+        "megabytes": round(rows * views * row_bytes(columns) / 1e6, 2),
+        **({"features": f"{features} x float16"} if features else {}),
+        **({"maps": " ".join([*(f"{height}x{width}" for height, width in sizes), "float16"])} if sizes else {}),
     }
-    return (
-        plan
-        | {"megabytes": round(rows * views * width / 1e6, 2)}
-        | ({"features": "float16"} if export.features else {})
-    )
+
+
+def _beside_logits(recipe: Recipe, data: ImageData) -> tuple[int, list[tuple[int, int]]]:
+    """The width of the features and the sizes of the attention maps that are to be stored; 0 and none for none.
+
+    Raises:
+        ModelError: the teacher cannot give them.
+    """
+    if not (recipe.export.features or recipe.export.maps):
+        return 0, []
+    spec = model_spec(recipe.teacher, data, "teacher")
+    with torch.random.fork_rng(devices=[]):
+        model = zoo.create(spec).eval()
+    images = torch.linspace(-1, 1, 2 * spec.channels * spec.image_size**2)
+    images = images.view(2, spec.channels, spec.image_size, spec.image_size)
+    width = feature_width(model, images) if recipe.export.features else 0
+    return width, [stage.size for stage in find_stages(model, images)] if recipe.export.maps else []
 
 
 def _compare_plan(recipe: Recipe) -> dict[str, Any]:

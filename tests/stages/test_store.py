@@ -365,11 +365,14 @@ def test_check_tells_the_size_of_each_format(tiny) -> None:
     assert {name: plan["megabytes"] for name, plan in sizes.items()} == {
         "float16": round(rows * 20 / 1e6, 2),
         "float32": round(rows * 40 / 1e6, 2),
-        "int8": round(rows * 18 / 1e6, 2),
+        "int8": round(rows * (18 + 2 * 64 + 2 * (64 + 16 + 4)) / 1e6, 2),
         "topk": round(rows * 16 / 1e6, 2),
     }
     assert sizes["topk"]["format"] == "topk 4"
-    assert sizes["int8"]["features"] == "float16"
+    assert sizes["int8"]["features"] == "64 x float16"
+    assert sizes["int8"]["maps"] == "8x8 4x4 2x2 float16"
+    without = check_plan(tiny("teacher.model=hrnet_w18_small", "export.maps=true"), "tiny.toml").problems
+    assert any("HighResolutionNet: none of its stages gives an attention map" in line for line in without)
 
 
 def test_one_image_one_view(tmp_path: Path) -> None:
