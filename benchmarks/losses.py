@@ -2,7 +2,8 @@
 
 Run: python benchmarks/losses.py [--classes 10 100 1000] [--rounds 9] [--threads 1] [--limit 0.05]
 
-A loss is timed forward and backward on logits [128, C] that are leaves, so nothing of the network is in it. The step is
+A loss is timed forward and backward on logits [128, C], features [128, 256] and attention maps of 32, 16 and 8 pixels a
+side that are leaves, so nothing of the network is in it; reading the store is timed by `stages.py`. The step is
 forward, cross-entropy, backward and SGD of a resnet8x4 on 128 images of 3 x 32 x 32, in the same process. A round takes
 one step and every loss once, a group of ten, in an order that turns from round to round; the difference to the round's
 cross-entropy and its share of the round's step are taken first, then their medians over the rounds. Exits with 1 when
@@ -23,12 +24,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.losses import decoupled, logit, relational, soft, transformed
+from distill.losses import decoupled, feature, logit, relational, soft, transformed
 from distill.losses.learned_temperature import LearnedTemperature
 from distill.models import zoo
 
 BATCH, SIDE, GROUP = 128, 32, 10
-MODEL = "resnet8x4"
+MODEL, WIDTH, MAPS, NEGATIVES = "resnet8x4", 256, (32, 16, 8), 1024
 PLAIN = "cross-entropy"
 
 
@@ -39,6 +40,16 @@ class Inputs:
     student: Tensor  # logits [B, C]
     teacher: Tensor  # logits [B, C]
     targets: Tensor  # int64 [B]
+    features: Tensor  # the student's [B, D]
+    hints: Tensor  # the teacher's [B, D]
+    negatives: Tensor  # the teacher's, of other images [K, D]
+    maps: list[Tensor]  # the student's, each [B, P]
+    attended: list[Tensor]  # the teacher's
+
+    @property
+    def leaves(self) -> list[Tensor]:
+        """What wants a gradient."""
+        return [self.student, self.features, *self.maps]
 
     @property
     def classes(self) -> int:
@@ -63,6 +74,17 @@ def _online_labels(x: Inputs) -> Timed:
     return lambda: online.loss(x.student, x.targets)
 
 
+def _contrast(x: Inputs) -> Timed:
+    heads = feature.CRD(WIDTH, WIDTH, 50_000)
+    same = x.targets.unsqueeze(1) == torch.randint(0, x.classes, (NEGATIVES,))
+    return lambda: heads(x.features, x.hints, x.negatives, same)
+
+
+def _hints(x: Inputs) -> Timed:
+    regressor = feature.FitNet(WIDTH, WIDTH)
+    return lambda: regressor(x.features, x.hints)
+
+
 LOSSES: dict[str, Callable[[Inputs], Timed]] = {
     PLAIN: lambda x: lambda: soft.cross_entropy(x.student, x.targets),
     "label smoothing": lambda x: lambda: soft.smoothed_cross_entropy(x.student, x.targets, 0.1),
@@ -80,6 +102,10 @@ LOSSES: dict[str, Callable[[Inputs], Timed]] = {
     "MLKD": lambda x: lambda: relational.mlkd(x.student, x.teacher),
     "TTM": lambda x: lambda: transformed.ttm(x.student, x.teacher),
     "WTTM": lambda x: lambda: transformed.wttm(x.student, x.teacher),
+    "FitNet": _hints,
+    "RKD": lambda x: lambda: feature.rkd(x.features, x.hints),
+    "CRD": _contrast,
+    "attention": lambda x: lambda: feature.attention_transfer(x.maps, x.attended),
 }
 
 
@@ -96,11 +122,16 @@ class Row:
 
 
 def inputs(classes: int) -> Inputs:
-    """Normal logits, three times."""
+    """Normal logits, three times; normal features, and maps between 0 and 1."""
     source = torch.Generator().manual_seed(classes)
     student, teacher = (3 * torch.randn(BATCH, classes, generator=source) for _ in range(2))
     targets = torch.randint(0, classes, (BATCH,), generator=source)
-    return Inputs(student.requires_grad_(), teacher, targets)
+    features, hints = (torch.randn(BATCH, WIDTH, generator=source) for _ in range(2))
+    negatives = torch.randn(NEGATIVES, WIDTH, generator=source)
+    maps, attended = ([torch.rand(BATCH, side**2, generator=source) for side in MAPS] for _ in range(2))
+    for leaf in (student, features, *maps):
+        leaf.requires_grad_()
+    return Inputs(student, teacher, targets, features, hints, negatives, maps, attended)
 
 
 def training_step(classes: int) -> Callable[[], None]:
@@ -123,7 +154,8 @@ def group(timed: Timed, x: Inputs) -> Callable[[], None]:
 
     def work() -> None:
         for _ in range(GROUP):
-            x.student.grad = None
+            for leaf in x.leaves:
+                leaf.grad = None
             timed().mean().backward()
 
     return work
