@@ -58,7 +58,7 @@ def rkd(student: Tensor, teacher: Tensor, *, distance: float = 25.0, angle: floa
     A value depends on the whole batch: it is the image's share as the first of the pair, and as the vertex. Across
     processes these are the pairs and triples within each one's batch. The angles take time in B^3 (neither in B^3 D nor
     in memory for B^2 D): they follow from the distances, by the law of cosines. Of more than 128 images the memory
-    no longer grows with B^3 either, for a third more time.
+    no longer grows with B^3 either, since cosines are computed again for the backward pass.
 
     Args:
         student: features [B, Ds].
@@ -117,9 +117,9 @@ class CRD(nn.Module):
       a memory bank: features of earlier steps through the heads of then, other N for each image.
     - One direction only, the student's features against the teacher's, as in the equations. The code adds the other
       direction; it needs a bank of the student's features, which no store holds. The loss is half as large for it.
-    - The paper prints h without Z. With Z = 1 h is near 1 for every pair of unrelated features, and at K = 1,024 of
-      50,000 images a loss starts near 4,000. The code divides e by Z = M mean(e), kept from the first batch; so does
-      this, unless `normaliser` is given. M then drops out.
+    - The paper prints h without Z. With Z = 1 it is near 1 for every pair of unrelated features, and at K = 1,024 of
+      50,000 images a loss starts at 3,400. The code divides e by Z = M mean(e), kept from the first batch; so does
+      this, unless `normaliser` is given. A loss then starts near 1 + log K, and M drops out.
     - N is K less the image's own class, which the code leaves out of its negatives too.
 
     Both heads learn, so their parameters belong to the student's optimiser; Z is a buffer, and part of a resume state.
