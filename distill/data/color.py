@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distill.data import compiled
 from distill.data.draws import uniform
-from distill.data.pixels import array, moved
+from distill.data.pixels import array, moved, room_for
 from distill.recipe.schema import ViewsRecipe
 
 # Luma of red, green and blue, ITU-R 601, as torchvision rounds it.
@@ -66,11 +66,11 @@ def jitter_parameters(indices: Tensor, k: Tensor, recipe: ViewsRecipe, seed: int
     )
 
 
-def jitter(images: Tensor, parameters: Jitter) -> Tensor:
+def jitter(images: Tensor, parameters: Jitter, out: Tensor | None = None) -> Tensor:
     """Brightness, contrast, saturation, hue, always in this order: uint8 [B, ch, H, W] -> the same, on any device.
 
     torchvision draws the order; a fixed one lets the whole batch do the same. Images without three channels have
-    neither saturation nor hue and keep what they have.
+    neither saturation nor hue and keep what they have. On the CPU the result goes into `out`, if it is given.
     """
     if images.device.type != "cpu":
         return jitter_together(images, parameters)
@@ -80,7 +80,7 @@ def jitter(images: Tensor, parameters: Jitter) -> Tensor:
         if values is not None:
             factors[number] = values.numpy()
     wanted = np.array([values is not None for values in given])
-    made = torch.empty_like(images, memory_format=torch.contiguous_format)
+    made = room_for(images, out)
     compiled.color.jitter(array(images.flatten(2)), factors, wanted, made.flatten(2).numpy())
     return made
 

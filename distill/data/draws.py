@@ -61,8 +61,8 @@ def root(x: Tensor) -> Tensor:
 
 def draw(seed: int, purpose: str, i: Tensor, k: Tensor) -> Tensor:
     """Uniform integers in [0, 2^63), as `seeding.draw` has them: int64 [B], int64 [B] -> int64 [B]."""
-    made = np.empty(len(i), np.int64)
-    compiled.draws.draw(np.uint64(derive(seed, purpose)), array(i), array(k, len(i)), made)
+    made = np.empty(i.shape[0], np.int64)
+    compiled.draws.draw(np.uint64(derive(seed, purpose)), array(i), array(k, i.shape[0]), made)
     return torch.from_numpy(made)
 
 

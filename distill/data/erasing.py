@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.data import compiled
 from distill.data.draws import Boxes, boxes, uniform
-from distill.data.pixels import array, chosen, moved, rows_of, with_rows
+from distill.data.pixels import array, chosen, moved, room_for, rows_of, with_rows
 from distill.recipe.schema import ViewsRecipe
 from distill.seeding import derive, draw_bytes
 
@@ -32,7 +32,9 @@ def erased_boxes(indices: Tensor, k: Tensor, recipe: ViewsRecipe, seed: int, sha
     return Boxes(drawn.top, drawn.left, drawn.height * wanted, drawn.width)
 
 
-def erase(images: Tensor, rectangles: Boxes, indices: Tensor, k: Tensor, seed: int) -> Tensor:
+def erase(
+    images: Tensor, rectangles: Boxes, indices: Tensor, k: Tensor, seed: int, out: Tensor | None = None
+) -> Tensor:
     """Fills the rectangles with uniform noise from the hash: uint8 [B, ch, H, W] -> the same.
 
     The noise of a pixel depends on (seed, i, k) and where the pixel is, not on the rectangle.
@@ -43,13 +45,16 @@ def erase(images: Tensor, rectangles: Boxes, indices: Tensor, k: Tensor, seed: i
         indices: source indices, int64 [B], on the CPU.
         k: view numbers, int64 [B], on the CPU.
         seed: of the views.
+        out: where the result goes, on the CPU only; None: to new memory.
     """
     if images.device.type != "cpu":
         return erase_together(images, rectangles, indices, k, seed)
-    made = images.numpy().copy(order="C")
+    made = room_for(images, out)
+    made.numpy()[:] = images.numpy()
     parts = (indices, k, rectangles.top, rectangles.left, rectangles.height, rectangles.width)
-    compiled.draws.erase(made, np.uint64(derive(seed, "erasing-noise")), *(array(part, len(made)) for part in parts))
-    return torch.from_numpy(made)
+    arrays = (array(part, len(images)) for part in parts)
+    compiled.draws.erase(made.numpy(), np.uint64(derive(seed, "erasing-noise")), *arrays)
+    return made
 
 
 def erase_together(images: Tensor, rectangles: Boxes, indices: Tensor, k: Tensor, seed: int) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.data import compiled
 from distill.data.draws import Boxes
-from distill.data.pixels import array, moved
+from distill.data.pixels import array, moved, room_for
 
 # Bilinear weights are multiples of 1/2048: with 8-bit pixels every sum stays below 2^24, which float32 holds exactly.
 _WEIGHT_BITS = 11
@@ -34,14 +34,15 @@ class ViewParameters:
         return ViewParameters(self.top[rows], self.left[rows], self.flip[rows])
 
 
-def crop_and_flip(images: Tensor, parameters: ViewParameters, padding: int) -> Tensor:
+def crop_and_flip(images: Tensor, parameters: ViewParameters, padding: int, out: Tensor | None = None) -> Tensor:
     """Pads with zeros, crops to the old size, mirrors: uint8 [B, ch, H, W] -> the same, on the same device.
 
-    On the CPU a compiled loop copies rows, elsewhere one gather does all images at once. The parameters are on the CPU.
+    On the CPU a compiled loop copies rows, into `out` if it is given; elsewhere one gather does all images at once. The
+    parameters are on the CPU.
     """
     if images.device.type != "cpu":
         return gather_views(images, parameters, padding)
-    made = torch.empty_like(images, memory_format=torch.contiguous_format)
+    made = room_for(images, out)
     top, left, flip = (array(part, len(images)) for part in (parameters.top, parameters.left, parameters.flip))
     compiled.geometry.crop_and_flip(array(images), top, left, flip, padding, made.numpy())
     return made
@@ -64,7 +65,7 @@ def gather_views(images: Tensor, parameters: ViewParameters, padding: int) -> Te
     return chosen.view_as(images).mul_(inside[:, None])
 
 
-def resized_crop(images: Tensor, boxes: Boxes, flip: Tensor) -> Tensor:
+def resized_crop(images: Tensor, boxes: Boxes, flip: Tensor, out: Tensor | None = None) -> Tensor:
     """Crops a box of each image, resizes it bilinearly to the old size, mirrors: uint8 [B, ch, H, W] -> the same.
 
     Pixel centres are aligned (align_corners=False) and coordinates are clamped inside the crop. A crop is never larger
@@ -74,10 +75,11 @@ def resized_crop(images: Tensor, boxes: Boxes, flip: Tensor) -> Tensor:
         images: on any device.
         boxes: [B], on the CPU, each inside the image and at least one pixel wide and high.
         flip: whether to mirror, bool [B], on the CPU.
+        out: where the result goes, on the CPU only; None: to new memory.
     """
     if images.device.type != "cpu":
         return gather_taps(images, boxes, flip)
-    made = torch.empty_like(images, memory_format=torch.contiguous_format)
+    made = room_for(images, out)
     corners = (boxes.top, boxes.left, boxes.height, boxes.width)
     top, left, tall, wide = (array(part, len(images)) for part in corners)
     compiled.geometry.resized_crop(array(images), top, left, tall, wide, array(flip, len(images)), made.numpy())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.data import compiled
 from distill.data.draws import SHARES, Boxes, below, beta_shares, root, uniform
-from distill.data.pixels import array, chosen, in_shares, moved, rows_of, with_rows
+from distill.data.pixels import array, chosen, in_shares, moved, room_for, rows_of, with_rows
 from distill.recipe.schema import ViewsRecipe
 
 
@@ -110,8 +110,8 @@ def mix(images: Tensor, partners: Tensor, pairs: Pairs) -> Tensor:
     others, corners = array(partners.flatten(1), len(pairs.rows)), array(boxes)
     weight = array(pairs.weight, len(pairs.rows))
 
-    def mixed(some: Tensor, number: Tensor) -> Tensor:
-        made = torch.empty_like(some, memory_format=torch.contiguous_format)
+    def mixed(some: Tensor, number: Tensor, out: Tensor | None) -> Tensor:
+        made = room_for(some, out)
         own, new = array(some.flatten(1)), made.flatten(1).numpy()
         compiled.mixing.mix(own, others, array(number, len(some)), weight, corners, tuple(some.shape[1:]), new)
         return made

@@ -13,8 +13,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# A thread is worth waking for so many values.
-_SHARE_VALUES = 1 << 16
+# A thread is worth waking for so many values, and takes so many at a time: they fit its cache.
+_THREAD_VALUES = 1 << 16
+_SHARE_VALUES = 1 << 19
 
 
 def moved(tensor: Tensor, device: torch.device) -> Tensor:
@@ -30,8 +31,8 @@ def array(tensor: Tensor, count: int | None = None) -> npt.NDArray[Any]:
     Raises:
         ValueError: when it is not of `count` rows; loops do not look.
     """
-    if count is not None and len(tensor) != count:
-        raise ValueError(f"{len(tensor)} rows, expected {count}: one for each image")
+    if count is not None and tensor.shape[0] != count:
+        raise ValueError(f"{tensor.shape[0]} rows, expected {count}: one for each image")
     return tensor.contiguous().numpy()
 
 
@@ -68,32 +69,38 @@ class Divisible(Protocol):
 def in_shares(change: Callable[..., Tensor], images: Tensor, *others: Divisible) -> Tensor:
     """Shares a batch on the CPU out among as many threads as torch has; on a device it is done in one go.
 
-    Each thread takes its images through all operations alone. torch's own way, all threads on every operation, makes
-    them wait for each other thousands of times a second, and on a machine that does other work too that wait is long.
+    Each thread takes some images through all operations alone, then some more. torch's own way, all threads on every
+    operation, makes them wait for each other thousands of times a second, and on a machine that does other work too
+    that wait is long.
 
     Args:
-        change: from some of the images, and of the others, to their views, [n, ch, H, W]; it runs compiled loops, which
-            let other threads run.
+        change: from some of the images, and of the others, to their views, [n, ch, H, W], which it puts into `out` if
+            that is not None; it runs compiled loops, which let other threads run.
         images: uint8 [B, ch, H, W].
         others: what else it needs, something for each image.
     """
-    shares = max(1, min(torch.get_num_threads(), len(images), images.numel() // _SHARE_VALUES))
-    if images.device.type != "cpu" or shares == 1:
-        return change(images, *others)
+    threads = min(torch.get_num_threads(), len(images), images.numel() // _THREAD_VALUES)
+    if images.device.type != "cpu" or threads <= 1:
+        return change(images, *others, out=None)
+    shares = min(len(images), max(threads, images.numel() // _SHARE_VALUES))
     bounds = [len(images) * number // shares for number in range(shares + 1)]
-    made = torch.empty_like(images, memory_format=torch.contiguous_format)
-    target = made.numpy()
+    todo = iter([slice(first, last) for first, last in pairwise(bounds)])
+    made = room_for(images)
 
-    def work(first: int, last: int) -> None:
-        place = slice(first, last)
-        target[place] = change(images[place], *(part[place] for part in others)).numpy()
+    def work() -> None:
+        for place in todo:  # whoever comes first
+            change(images[place], *(part[place] for part in others), out=made[place])
 
-    mine, *theirs = pairwise(bounds)
-    waiting = [_helpers(shares - 1).submit(work, *share) for share in theirs]
-    work(*mine)
-    for helper in waiting:
+    helpers = [_helpers(threads - 1).submit(work) for _ in range(threads - 1)]
+    work()
+    for helper in helpers:
         helper.result()
     return made
+
+
+def room_for(images: Tensor, out: Tensor | None = None) -> Tensor:
+    """Where the views of images go: `out`, or as much new memory: uint8 [B, ch, H, W], contiguous."""
+    return torch.empty_like(images, memory_format=torch.contiguous_format) if out is None else out
 
 
 @lru_cache(maxsize=1)

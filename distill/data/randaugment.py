@@ -21,7 +21,7 @@ from torch import Tensor
 
 from distill.data import color, compiled
 from distill.data.draws import below
-from distill.data.pixels import array, moved, rows_of
+from distill.data.pixels import array, moved, room_for, rows_of
 
 MOVES = ("shear-x", "shear-y", "translate-x", "translate-y", "rotate")
 TABLES = ("brightness", "posterize", "solarize")  # the same table for every image
@@ -41,7 +41,7 @@ def draw_steps(indices: Tensor, k: Tensor, layers: int, seed: int) -> Tensor:
     return torch.stack([below(seed, f"randaugment-{layer}", indices, k, _STEPS) for layer in range(layers)], dim=1)
 
 
-def randaugment(images: Tensor, steps: Tensor, magnitude: int) -> Tensor:
+def randaugment(images: Tensor, steps: Tensor, magnitude: int, out: Tensor | None = None) -> Tensor:
     """Applies each layer's operations.
 
     Images without three channels have no colour to change, those of two pixels or less no neighbours to sharpen.
@@ -50,13 +50,14 @@ def randaugment(images: Tensor, steps: Tensor, magnitude: int) -> Tensor:
         images: uint8 [B, ch, H, W], on any device.
         steps: int64 [B, layers], on the CPU, see `step_code`.
         magnitude: from 0 to 30.
+        out: where the result goes, on the CPU only; None: to new memory.
 
     Returns:
         uint8 [B, ch, H, W].
     """
     if images.device.type != "cpu":
         return randaugment_together(images, steps, magnitude)
-    made = torch.empty_like(images, memory_format=torch.contiguous_format)
+    made = room_for(images, out)
     height, width = images.shape[2:]
     tables, factors = _fixed_tables(magnitude).numpy(), _factors(torch.arange(2), magnitude).numpy()
     compiled.color.randaugment(

@@ -15,6 +15,7 @@ drawn, without an end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -171,19 +172,23 @@ def draw_views(
     )
 
 
-def _changed(images: Tensor, drawn: Drawn, *, recipe: ViewsRecipe, seed: int) -> Tensor:
-    """The views of some images: uint8 [n, ch, H, W] -> the same."""
+def _changed(images: Tensor, drawn: Drawn, *, recipe: ViewsRecipe, seed: int, out: Tensor | None) -> Tensor:
+    """The views of some images: uint8 [n, ch, H, W] -> the same; on the CPU in `out`, if it is given."""
+    operations: list[Callable[..., Tensor]] = []
     if drawn.crop is not None:
-        images = crop_and_flip(images, drawn.crop, recipe.crop_padding)
+        operations.append(partial(crop_and_flip, parameters=drawn.crop, padding=recipe.crop_padding))
     if drawn.box is not None:
-        images = resized_crop(images, drawn.box, drawn.flip)
+        operations.append(partial(resized_crop, boxes=drawn.box, flip=drawn.flip))
     if drawn.steps is not None:
-        images = randaugment(images, drawn.steps, recipe.randaugment_magnitude)
+        operations.append(partial(randaugment, steps=drawn.steps, magnitude=recipe.randaugment_magnitude))
     if drawn.jitter is not None:
-        images = jitter(images, drawn.jitter)
+        operations.append(partial(jitter, parameters=drawn.jitter))
     if drawn.erased is not None:
-        images = erase(images, drawn.erased, drawn.indices, drawn.k, seed)
-    return images
+        operations.append(partial(erase, rectangles=drawn.erased, indices=drawn.indices, k=drawn.k, seed=seed))
+    *others, last = operations
+    for operation in others:
+        images = operation(images)
+    return last(images, out=out)
 
 
 def in_words(recipe: ViewsRecipe) -> str:

@@ -13,28 +13,52 @@ _SECOND = np.float32(2.0**-14)  # 2048ths of eighths to whole levels
 
 @kernel
 def crop_and_flip(images: Bytes, top: Integers, left: Integers, flip: Bools, padding: int, made: Bytes) -> None:
-    """Crops from the padded image to the old size, row by row: images, made [B, ch, H, W]; top, left, flip [B]."""
+    """Crops from the padded image to the old size, and mirrors: images, made [B, ch, H, W]; top, left, flip [B]."""
     count, channels, height, width = images.shape
     for n in range(count):
-        down, right = top[n] - padding, left[n] - padding
-        begin = min(width, max(0, -right))  # how much of the image is in the crop, and where it begins there
-        span = max(0, min(width, width - right) - begin)
         for c in range(channels):
-            for y in range(height):
-                new = made[n, c, y]
-                if y + down < 0 or y + down >= height or span < width:
-                    for x in range(width):
-                        new[x] = 0
-                if 0 <= y + down < height and span > 0:
-                    old = images[n, c, y + down, begin + right : begin + right + span]
-                    if flip[n]:
-                        mirrored = new[width - begin - span : width - begin]
-                        for x in range(span):
-                            mirrored[span - 1 - x] = old[x]
-                    else:
-                        part = new[begin : begin + span]
-                        for x in range(span):
-                            part[x] = old[x]
+            old, new = images[n, c].reshape(height * width), made[n, c].reshape(height * width)
+            _shift(old, top[n] - padding, left[n] - padding, height, width, flip[n], new)
+
+
+@kernel
+def _shift(old: Bytes, down: int, right: int, height: int, width: int, flip: bool, new: Bytes) -> None:
+    """One channel, [H * W], from `down` and `right`, with black around."""
+    first, last = max(0, -right), min(width, width - right)  # columns of the new one, before it is mirrored
+    above, below = max(0, -down), min(height, height - down)  # and rows, that the old one has
+    if first >= last or above >= below:
+        _blacken(new)
+        return
+    _blacken(new[: above * width])
+    _blacken(new[below * width :])
+    if not flip:
+        # All rows in one go; what runs over their edges is blackened afterwards.
+        begin, end = above * width + first, (below - 1) * width + last
+        start = down * width + right
+        _copy(old[begin + start : end + start], new[begin:end])
+    for y in range(above, below):
+        row = y * width
+        if flip:
+            # Unsigned, so that numba does not ask of each index whether it counts from the end.
+            source, target = np.uint64(row + down * width + first + right), np.uint64(row + width - 1 - first)
+            for x in range(np.uint64(last - first)):
+                new[target - x] = old[source + x]
+        for x in range(width - last if flip else first):
+            new[row + x] = 0
+        for x in range(last if not flip else width - first, width):
+            new[row + x] = 0
+
+
+@kernel
+def _blacken(pixels: Bytes) -> None:
+    for p in range(len(pixels)):
+        pixels[p] = 0
+
+
+@kernel
+def _copy(old: Bytes, new: Bytes) -> None:
+    for p in range(len(new)):
+        new[p] = old[p]
 
 
 @kernel
