@@ -184,8 +184,8 @@ def _labels(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
         yield f'[teacher.labels] warmup_epochs: given, but labels by the rule "{labels.rule}" never learn; leave it out'
     if not learned:
         return
-    if not teacher.epochs:
-        yield f"[teacher] epochs: found 0, but {' and '.join(learned)} labels are learned in training; expected more"
+    if not teacher.epochs and labels.rule in LEARNED_RULES:
+        yield f'[teacher] epochs: found 0, but "{labels.rule}" labels are learned in training; expected 1 or more'
     rules = " and ".join(f'"{rule}"' for rule in learned)
     if labels.meta == "held-out" and recipe.data.meta == 0:
         yield (

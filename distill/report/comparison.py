@@ -42,7 +42,8 @@ class Comparison:
             arms = [arm for arm in self.arms if arm.rule == rule]
             yield (rule, "teacher", *_scores([arm.teacher for arm in arms]), _labels_right(arms))
             temperatures = "/".join(sorted({f"{arm.temperature:g}" for arm in arms if arm.temperature is not None}))
-            yield ("", f"student, T {temperatures}" if temperatures else "student", *_scores([arm.student for arm in arms]), "")
+            student = f"student, T {temperatures}" if temperatures else "student"
+            yield ("", student, *_scores([arm.student for arm in arms]), "")
 
     def caption(self) -> str:
         """What the numbers are."""

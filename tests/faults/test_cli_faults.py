@@ -153,7 +153,7 @@ REFUSED = [
     ("teacher.epoch=3", "did you mean epochs"),
     ("teacher.epochs=three", 'found "three"'),
     ("teacher.epochs=1.5", "expected an integer"),
-    ("teacher.epochs=0", "at least 1"),
+    ("student.epochs=0", "at least 1"),
     ("teacher.epochs=1e3", "expected an integer"),
     ("teacher.epochs=3\nseed=4", "expected an integer"),
     ("teacher.epochs", "found no '='"),
@@ -531,9 +531,9 @@ def test_a_damaged_manifest_says_how_to_make_it_again(distill: Command, run: Pat
 def test_the_list_of_fields_is_for_people(distill: Command) -> None:
     lines = distill("list", "fields").out.splitlines()
     assert lines[0].split() == ["FIELD", "DEFAULT", "TAKES"]
-    (line,) = (line for line in lines if line.startswith("teacher.epochs"))
+    (line,) = (line for line in lines if line.startswith("student.epochs"))
     assert [cell.strip() for cell in line.split("  ") if cell] == [
-        "teacher.epochs", "30", "integer, of at least 1", "Passes over the training images."
+        "student.epochs", "30", "integer, of at least 1", "Passes over the training images."
     ]  # fmt: skip
     assert not any("FieldLine" in line or line != line.rstrip() for line in lines)
 

@@ -134,7 +134,7 @@ def test_who_reads_the_tail(fields: dict[str, object], reads: bool) -> None:
         (["student.combine=probabilities"], '[student] combine: found "probabilities" with one teacher'),
         (["student.micro_batches=40"], "[student] micro_batches: found 40"),
         (["student.patience=2", "data.validation=0"], "[student] patience: found some"),
-        (["teacher.epochs=0", "teacher.labels.rule=class"], "[teacher] epochs: found 0, but class labels"),
+        (["teacher.epochs=0", "teacher.labels.rule=class"], '[teacher] epochs: found 0, but "class" labels'),
         (["student.compile=true", "student.loss.name=rkd", "export.features=true"], "[student] compile: found true"),
     ],
 )

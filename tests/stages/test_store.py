@@ -215,16 +215,16 @@ def test_another_format_replaces_the_store(tiny, teacher: Run) -> None:
 
 
 def test_top_k_at_another_temperature_is_refused_unless_forced(tiny, teacher: Run) -> None:
-    topk = FORMATS["topk"]
+    topk = (*FORMATS["topk"][:2], "student.loss.temperature=4")
     with pytest.raises(RecipeError, match=r'"kd" at T = 4 reads the tail.*docs/formats\.md'):
-        run_pipeline(tiny(*SHORT, *topk[:2]), ignore)
-    export_teacher(teacher, tiny(*SHORT, *topk), ignore)
+        run_pipeline(tiny(*SHORT, *topk), ignore)
+    export_teacher(teacher, tiny(*SHORT, *FORMATS["topk"]), ignore)
     # A recipe that knows nothing of the store's format.
     with pytest.raises(StoreError, match='4 largest of 10 logits only, and the loss "kd" at T = 4') as caught:
-        train_student(open_run(teacher.folder), tiny(*SHORT), ignore)
+        train_student(open_run(teacher.folder), tiny(*SHORT, topk[2]), ignore)
     assert "allow_topk=true" in caught.value.cure
     assert "export.format=int8" in caught.value.cure
-    forced = tiny(*SHORT, *topk[:2], "student.loss.allow_topk=true")
+    forced = tiny(*SHORT, *topk, "student.loss.allow_topk=true")
     assert train_student(open_run(teacher.folder), forced, ignore).record.stages["student"]
     # Hard labels read no logits at all.
     assert train_student(open_run(teacher.folder), tiny(*SHORT, "student.loss.name=ce"), ignore)

@@ -207,7 +207,7 @@ def test_an_untrained_teacher_is_a_control(tiny) -> None:
     assert told["epoch"] == told["best_epoch"] == 0
     assert told["test_accuracy"] < 0.4
     assert train_student(run, recipe, ignore).metrics("student")["agreement"] >= 0
-    with pytest.raises(RecipeError, match="expected more"):
+    with pytest.raises(RecipeError, match="expected 1 or more"):
         run_teacher(tiny("teacher.epochs=0"), ignore)
 
 
