@@ -41,12 +41,15 @@ from distill.data.views import view_count
 from distill.errors import DataError
 from distill.models import zoo
 from distill.recipe.load import override, parse_recipe
+from distill.recipe.losses import needs
 from distill.recipe.schema import Recipe
 from distill.report.runs import Run, make_run, program_commit
 from distill.stages import export, student
 from distill.stages.common import model_spec, teacher_inputs
 from distill.stages.export import STORE, export_teacher, stored_rows
-from distill.stages.student import StudentTask
+from distill.stages.settling import settle_student
+from distill.stages.student_task import StudentTask
+from distill.stages.teachers import StoredTeaching
 from distill.store.checkpoint import save_weights
 from distill.store.logits import LogitStore
 from distill.training.device import describe_device
@@ -67,7 +70,8 @@ def recipe_for(folder: Path, threads: int, device: str, *overrides: str) -> Reci
         source = "digits"
     views = ("views.crop_padding=4", "views.flip=true", "views.count=2")
     place = (f'checkpoints="{folder}"', f"data.source={source}", f"threads={threads}", f"device={device}")
-    return override(parse_recipe("", "bench"), [*place, *views, *overrides])
+    recipe = override(parse_recipe("", "bench"), [*place, *views, *overrides])
+    return settle_student(recipe, channels=1, image_size=SIZES[0][1], classes=10).recipe
 
 
 def images_of(recipe: Recipe, channels: int, side: int) -> ImageData:
@@ -250,7 +254,9 @@ def plain_steps(
 
 def stored_steps(recipe: Recipe, data: ImageData, store: LogitStore, device: torch.device) -> Steps:
     """The student as `distill student` trains it."""
-    task = StudentTask(recipe, data, store, device)
+    wanted = needs(recipe.student.loss)
+    teaching = StoredTeaching([store], [1.0], "logits", wanted, data, device, recipe.seed)
+    task = StudentTask(recipe, data, teaching, None, device)
     return Steps(lambda epoch: task.batches(epoch, 0), lambda batch, number: task.step(batch, 0, number))
 
 
