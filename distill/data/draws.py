@@ -62,8 +62,13 @@ def root(x: Tensor) -> Tensor:
 def draw(seed: int, purpose: str, i: Tensor, k: Tensor) -> Tensor:
     """Uniform integers in [0, 2^63), as `seeding.draw` has them: int64 [B], int64 [B] -> int64 [B]."""
     made = np.empty(i.shape[0], np.int64)
-    compiled.draws.draw(np.uint64(derive(seed, purpose)), array(i), array(k, i.shape[0]), made)
+    compiled.draws.draw(_key(seed, purpose), array(i), array(k, i.shape[0]), made)
     return torch.from_numpy(made)
+
+
+@lru_cache(maxsize=64)
+def _key(seed: int, purpose: str) -> np.uint64:
+    return np.uint64(derive(seed, purpose))
 
 
 def uniform(seed: int, purpose: str, i: Tensor, k: Tensor, bounds: _Range = (0.0, 1.0)) -> Tensor:
@@ -121,8 +126,8 @@ def boxes(
     Returns:
         The boxes, and whether one of the ten fitted, bool [B]; where none did, the box is empty.
     """
-    area_key, ratio_key = (np.uint64(derive(seed, f"{purpose}-{name}")) for name in ("area", "ratio"))
-    keys, bounds, ratios = (area_key, ratio_key), (float(area[0]), float(area[1])), _log_ladder(*ratio).numpy()
+    keys = (_key(seed, f"{purpose}-area"), _key(seed, f"{purpose}-ratio"))
+    bounds, ratios = (float(area[0]), float(area[1])), _log_ladder(*ratio).numpy()
     sides = np.empty((2, len(i)), np.int64)
     compiled.draws.find_boxes(keys, array(i), array(k, len(i)), ATTEMPTS, bounds, ratios, shape, smaller, sides)
     tall, wide = torch.from_numpy(sides)

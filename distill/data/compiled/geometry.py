@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from distill.data.compiled.kernel import Bools, Bytes, Floats, Integers, Places, kernel
+from distill.data.compiled.kernel import Bools, Bytes, Floats, Integers, Places, Words, kernel
 
 _WEIGHT_BITS = 11
 _FIRST = np.float32(2.0**-8)  # 2048ths to eighths of a grey level
@@ -89,6 +89,7 @@ def resized_crop(
     y_low, y_high = np.empty(height, np.uint32), np.empty(height, np.uint32)
     x_rest, x_weight = np.empty(width, np.float32), np.empty(width, np.float32)
     y_rest, y_weight = np.empty(height, np.float32), np.empty(height, np.float32)
+    pairs, taken = np.empty(width, np.uint16), np.empty(width, np.uint16)
     across = np.empty((height, width), np.float32)
     for n in range(count):
         assert 0 <= top[n] < top[n] + tall[n] <= height
@@ -97,16 +98,36 @@ def resized_crop(
         _find_taps(0, tall[n], height, False, y_low, y_high, y_rest, y_weight)
         for c in range(channels):
             for y in range(tall[n]):
-                _blend_pixels(images[n, c, top[n] + y], x_low, x_high, x_rest, x_weight, across[y])
+                _pair(images[n, c, top[n] + y], pairs)
+                _take(pairs, x_low, taken)
+                _blend_pairs(taken, x_rest, x_weight, across[y])
             for y in range(height):
                 _blend_rows(across[y_low[y]], across[y_high[y]], y_rest[y], y_weight[y], made[n, c, y])
 
 
 @kernel
-def _blend_pixels(old: Bytes, low: Places, high: Places, rest: Floats, weight: Floats, new: Floats) -> None:
-    """Two pixels of a row for each of the new row, to eighths of a level."""
+def _pair(row: Bytes, pairs: Words) -> None:
+    """Each pixel with the one on its right, which has weight 0 where it is not in the image: [W] -> [W]."""
+    last = len(row) - 1
+    for x in range(last):
+        pairs[x] = row[x] | np.uint16(row[x + 1]) << 8
+    pairs[last] = row[last]
+
+
+@kernel
+def _take(pairs: Words, low: Places, taken: Words) -> None:
+    """In a loop of its own, or it would keep the rest of the work from being done on many pixels at once."""
+    for x in range(len(taken)):
+        taken[x] = pairs[low[x]]
+
+
+@kernel
+def _blend_pairs(taken: Words, rest: Floats, weight: Floats, new: Floats) -> None:
+    """To eighths of a level."""
     for x in range(len(new)):
-        new[x] = np.rint((np.float32(old[low[x]]) * rest[x] + np.float32(old[high[x]]) * weight[x]) * _FIRST)
+        pair = np.int32(taken[x])
+        low, high = np.float32(np.int32(pair & 255)), np.float32(np.int32(pair >> 8))
+        new[x] = np.rint((low * rest[x] + high * weight[x]) * _FIRST)
 
 
 @kernel

@@ -18,6 +18,7 @@ Doubles = npt.NDArray[np.float64]
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
 Places = npt.NDArray[np.uint32]  # unsigned: numba asks of signed indices whether they count from the end
+Words = npt.NDArray[np.uint16]
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
