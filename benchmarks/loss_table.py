@@ -1,24 +1,26 @@
 """One student by every loss of the catalogue, with several seeds: which loss does what, on one pair of networks.
 
 A seed decides the split, the teacher, the student and the order; each loss has its own settled weights and temperature
-(`distill list losses`), and nothing is tuned. Validation chooses the best epoch, test reports. Cells that are done are
-not run again, so the command may be stopped and given again. Intervals are Student's t over the seeds; differences are
-paired by seed.
+(`distill list losses`), and nothing is tuned. Validation chooses the best epoch, test reports. Intervals are Student's
+t over the seeds; differences are paired by seed. Cells that are done are not run again, so the command may be stopped
+and given again: run folders remember them here, and --results anywhere.
 
-Run: python benchmarks/loss_table.py recipes/fashion.toml --seeds 0,1,2 --jobs 2 --out docs/losses.md
+Run: python benchmarks/loss_table.py recipes/fashion.toml --seeds 0,1,2 --jobs 2 --results docs/losses.json --out docs/losses.md
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import multiprocessing
-import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from statistics import fmean, stdev
 
 from scipy import stats
 
@@ -26,12 +28,24 @@ from distill.errors import UserError
 from distill.recipe.load import load_recipe, override, override_run
 from distill.recipe.losses import CATALOGUE, in_use
 from distill.recipe.schema import Recipe
-from distill.report.runs import Run, host, open_run, program_commit
+from distill.report.runs import Run, host, open_run
 from distill.training.events import Event
 
-Scores = Mapping[str, float]
 REFERENCES = ("kd", "ce")
 VARIANTS = {"lskd": ("student.loss.name=kd", "student.loss.standardise=true")}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A student, or the teacher, at one seed; what a row of the table is made of, and what made it."""
+
+    loss: str  # "teacher" for a teacher
+    seed: int
+    settings: str
+    metrics: dict[str, float]
+    seconds: float
+    commit: str
+    digest: str
 
 
 def nothing(event: Event) -> None:
@@ -52,43 +66,56 @@ def losses_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     return {name: (f"student.loss.name={name}",) for name in names} | VARIANTS
 
 
-def train_teacher(path: Path, seed: int, overrides: Sequence[str]) -> Path:
-    """The teacher's run folder, with its store."""
+def train_teacher(path: Path, seed: int, overrides: Sequence[str]) -> Cell:
+    """The teacher and its store; what is on disk is not made again."""
     from distill.stages.pipeline import run_teacher
 
-    return run_teacher(teacher_recipe(path, seed, overrides), nothing).folder
+    return as_cell(run_teacher(teacher_recipe(path, seed, overrides), nothing), "teacher", "teacher", "")
 
 
-def train_student(folder: Path, loss: Sequence[str], overrides: Sequence[str]) -> Path:
-    """The student's run folder."""
+def train_student(path: Path, seed: int, name: str, loss: Sequence[str], overrides: Sequence[str]) -> Cell:
+    """A student of the teacher of that seed."""
     from distill.stages.student import train_student as train
 
-    run = open_run(folder)
-    return train(run, override_run(run.recipe, [*loss, *overrides]), nothing).folder
+    recipe = teacher_recipe(path, seed, overrides)
+    teacher = open_run(Path(recipe.checkpoints) / recipe.name)
+    run = train(teacher, override_run(recipe, loss), nothing)
+    return as_cell(run, "student", name, settings(run))
 
 
-def table(cells: Mapping[tuple[str, int], Run], teachers: Mapping[int, Run], seeds: Sequence[int]) -> list[str]:
+def as_cell(run: Run, stage: str, name: str, told: str) -> Cell:
+    """What is kept of a run."""
+    record = run.record.stages[stage]
+    return Cell(name, run.record.seed, told, dict(record.metrics), record.seconds, record.commit, record.digest)
+
+
+def table(cells: Sequence[Cell], seeds: Sequence[int]) -> list[str]:
     """Markdown: a row a loss, the best mean accuracy first."""
-    teacher = [teachers[seed].metrics("teacher") for seed in seeds if seed in teachers]
+    rows: dict[str, dict[int, Cell]] = {}
+    for cell in cells:
+        if cell.seed in seeds:
+            rows.setdefault(cell.loss, {})[cell.seed] = cell
     lines = [
-        "| loss | settings | accuracy % | best epoch % | NLL | ECE % | agreement % | less kd | less ce | s |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
-        f"| *teacher* | | {spread(teacher, 'test_accuracy', 100)} | {spread(teacher, 'best_test_accuracy', 100)} | "
-        f"{spread(teacher, 'test_nll', 1, 3)} | {spread(teacher, 'test_ece', 100)} | | | | |",
+        "| loss | settings | seeds | accuracy % | best epoch % | NLL | ECE % | agreement % | less kd | less ce | s |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    names = dict.fromkeys(name for name, _ in cells)
-    found = {name: {seed: run for (cell, seed), run in cells.items() if cell == name} for name in names}
-    for name in sorted(found, key=lambda each: -mean_of(found[each], "test_accuracy")):
-        runs = found[name]
-        scores = [run.metrics("student") for run in runs.values()]
-        seconds = statistics.fmean(run.record.stages["student"].seconds for run in runs.values())
-        less = [difference(runs, found.get(reference, {})) if name != reference else "" for reference in REFERENCES]
-        lines.append(
-            f"| {name} | {settings(next(iter(runs.values())))} | {spread(scores, 'test_accuracy', 100)} | "
-            f"{spread(scores, 'best_test_accuracy', 100)} | {spread(scores, 'test_nll', 1, 3)} | "
-            f"{spread(scores, 'test_ece', 100)} | {spread(scores, 'agreement', 100)} | {less[0]} | {less[1]} | "
-            f"{seconds:.0f} |"
+    order = sorted(rows, key=lambda name: (name != "teacher", -fmean(values(rows[name], "test_accuracy", 1))))
+    for name in order:
+        found = rows[name]
+        less = [
+            difference(found, rows.get(other, {})) if name not in (other, "teacher") else "" for other in REFERENCES
+        ]
+        columns = (
+            interval(values(found, "test_accuracy", 100), 1),
+            interval(values(found, "best_test_accuracy", 100), 1),
+            interval(values(found, "test_nll", 1), 3),
+            interval(values(found, "test_ece", 100), 1),
+            interval(values(found, "agreement", 100), 1),
+            *less,
+            f"{fmean(cell.seconds for cell in found.values()):.0f}",
         )
+        told = next(iter(found.values())).settings
+        lines.append(f"| {name} | {told} | {len(found)} | {' | '.join(columns)} |")
     return lines
 
 
@@ -102,51 +129,62 @@ def settings(run: Run) -> str:
     return " + ".join(parts)
 
 
-def mean_of(runs: Mapping[int, Run], metric: str) -> float:
+def values(cells: Mapping[int, Cell], metric: str, scale: float) -> list[float]:
     """Over the seeds."""
-    return statistics.fmean(run.metrics("student")[metric] for run in runs.values())
+    return [scale * cells[seed].metrics[metric] for seed in sorted(cells) if metric in cells[seed].metrics]
 
 
-def spread(scores: Sequence[Scores], metric: str, scale: float, digits: int = 1) -> str:
-    """Mean and half the 95 % interval, over the seeds."""
-    return interval([scale * each[metric] for each in scores if metric in each], digits)
-
-
-def difference(runs: Mapping[int, Run], others: Mapping[int, Run]) -> str:
+def difference(cells: Mapping[int, Cell], others: Mapping[int, Cell]) -> str:
     """In accuracy, paired by seed."""
-    both = sorted(runs.keys() & others.keys())
-    pairs = [(runs[seed].metrics("student"), others[seed].metrics("student")) for seed in both]
-    return interval([100 * (one["test_accuracy"] - other["test_accuracy"]) for one, other in pairs], 1, sign="+")
+    both = sorted(cells.keys() & others.keys())
+    pairs = ((cells[seed].metrics["test_accuracy"], others[seed].metrics["test_accuracy"]) for seed in both)
+    return interval([100 * (one - other) for one, other in pairs], 1, sign="+")
 
 
 def interval(values: Sequence[float], digits: int, sign: str = "") -> str:
     """`88.4 ± 0.3`; no interval for one value."""
     if not values:
         return ""
-    mean = f"{statistics.fmean(values):{sign}.{digits}f}"
+    mean = f"{fmean(values):{sign}.{digits}f}"
     if len(values) < 2:
         return mean
-    half = stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    half = stats.t.ppf(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
     return f"{mean} ± {half:.{digits}f}"
 
 
-def page(lines: Sequence[str], command: str, seeds: Sequence[int], minutes: float, failed: Sequence[str]) -> str:
+def page(cells: Sequence[Cell], recipe: Path, seeds: Sequence[int], failed: Sequence[str]) -> str:
     """The document."""
     machine = host()
+    commits = ", ".join(sorted({cell.commit for cell in cells}))
     head = [
-        "# One pair of networks, every loss",
+        f"# One pair of networks, every loss: {recipe}",
         "",
-        f"Made by `{command}`. Test part of the recipe's data, mean and 95 % interval (Student's "
-        f"t) over the seeds {', '.join(map(str, seeds))}; each seed has its own split, teacher and student. Accuracy, "
-        "NLL and ECE after the last epoch; *best epoch* is the test accuracy of the epoch that validation chose; "
-        "agreement with the teacher is that of the last epoch, on the training views. Differences in accuracy are "
-        "paired by seed. Each loss has its own default settings (`distill list losses`); none was tuned. s: seconds of "
-        "a student's training.",
+        f"Made by `python benchmarks/loss_table.py {recipe} --seeds {','.join(map(str, seeds))}`. Test part of the "
+        "recipe's data, mean and 95 % interval (Student's t) over the seeds; each seed has its own split, teacher and "
+        "student. Accuracy, NLL and ECE after the last epoch; *best epoch* is the test accuracy of the epoch that "
+        "validation chose; agreement with the teacher is that of the last epoch, on the training views. Differences in "
+        "accuracy are paired by seed. Each loss has its own default settings (`distill list losses`); none was tuned. "
+        "s: seconds of a training.",
         "",
-        f"Commit {program_commit()}, {machine['platform']}, one thread each; this call took {minutes:.0f} min.",
+        f"Commits {commits}; {machine['platform']}, one thread a student.",
         "",
     ]
-    return "\n".join([*head, *lines, "", *failed]) + "\n"
+    return "\n".join([*head, *table(cells, seeds), "", *failed]).rstrip() + "\n"
+
+
+def read(path: Path | None) -> dict[tuple[str, int], Cell]:
+    """Cells that were run before, wherever."""
+    if path is None or not path.exists():
+        return {}
+    cells = [Cell(**entry) for entry in json.loads(path.read_text())]
+    return {(cell.loss, cell.seed): cell for cell in cells}
+
+
+def write(path: Path | None, cells: Mapping[tuple[str, int], Cell]) -> None:
+    """All of them, in one order."""
+    if path is not None:
+        entries = [asdict(cells[key]) for key in sorted(cells)]
+        path.write_text(json.dumps(entries, indent=1, sort_keys=True) + "\n")
 
 
 def main() -> None:
@@ -157,40 +195,52 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", default="", help="losses, separated by commas; default: all")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="TABLE.FIELD=VALUE")
+    parser.add_argument("--results", type=Path, help="JSON of the cells: those in it are not run again")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    began, seeds = time.monotonic(), [int(seed) for seed in given.seeds.split(",")]
+    seeds = [int(seed) for seed in given.seeds.split(",")]
     losses = losses_of(teacher_recipe(given.recipe, seeds[0], given.overrides))
     wanted = given.only.split(",") if given.only else list(losses)
-    teachers: dict[int, Run] = {}
-    cells: dict[tuple[str, int], Run] = {}
-    failed: list[str] = []
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(given.jobs, mp_context=spawn) as pool:
-        waiting = {pool.submit(train_teacher, given.recipe, seed, given.overrides): seed for seed in seeds}
-        students = {}
-        for future in as_completed(waiting):
-            seed = waiting[future]
-            teachers[seed] = open_run(future.result())
-            for name in wanted:
-                cell = pool.submit(train_student, teachers[seed].folder, losses[name], given.overrides)
-                students[cell] = (name, seed)
-        for number, future in enumerate(as_completed(students), start=1):
-            name, seed = students[future]
-            try:
-                cells[name, seed] = open_run(future.result())
-                told = f"{100 * cells[name, seed].metrics('student')['test_accuracy']:.1f} %"
-            except UserError as error:
-                failed.append(f"{name}, seed {seed}: {error.message}")
-                told = error.message
-            minutes = (time.monotonic() - began) / 60
-            print(f"{number} of {len(students)}, {minutes:.1f} min: {name}, seed {seed}: {told}", flush=True)
-    lines = table(cells, teachers, seeds)
-    command = " ".join(["python", *sys.argv])
-    text = page(lines, command, seeds, (time.monotonic() - began) / 60, failed)
+    cells = read(given.results)
+    failed = run(given, cells, seeds, {name: losses[name] for name in wanted})
+    text = page(list(cells.values()), given.recipe, seeds, failed)
     print(text)
     if given.out:
         given.out.write_text(text)
+
+
+def run(
+    given: argparse.Namespace,
+    cells: dict[tuple[str, int], Cell],
+    seeds: Sequence[int],
+    losses: Mapping[str, Sequence[str]],
+) -> list[str]:
+    """Trains what `cells` lacks, teachers first, and keeps each cell as soon as it is there; what failed, and why."""
+    failed: list[str] = []
+    began = time.monotonic()
+    missing = [(name, seed) for seed in seeds for name in losses if (name, seed) not in cells]
+    with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for cell in pool.map(
+            partial(train_teacher, given.recipe, overrides=given.overrides), {s: 0 for _, s in missing}
+        ):
+            cells[cell.loss, cell.seed] = cell
+            write(given.results, cells)
+        waiting = {
+            pool.submit(train_student, given.recipe, seed, name, losses[name], given.overrides): (name, seed)
+            for name, seed in missing
+        }
+        for number, future in enumerate(as_completed(waiting), start=1):
+            name, seed = waiting[future]
+            try:
+                cells[name, seed] = future.result()
+                told = f"{100 * cells[name, seed].metrics['test_accuracy']:.1f} %"
+            except UserError as error:
+                failed.append(f"{name}, seed {seed}: {error.message}")
+                told = error.message
+            write(given.results, cells)
+            minutes = (time.monotonic() - began) / 60
+            print(f"{number} of {len(waiting)}, {minutes:.1f} min: {name}, seed {seed}: {told}", flush=True)
+    return failed
 
 
 if __name__ == "__main__":

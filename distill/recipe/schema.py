@@ -178,7 +178,7 @@ class ExportRecipe(Table):
         default=False, description="Store what the teacher's last layer is given too, in float16, for feature losses."
     )
     maps: bool = Field(
-        default=False, description="Store the attention maps of the teacher's stages too, in float16, for `at`."
+        default=False, description="Store the attention maps of the teacher's stages too, in float16, for `attention`."
     )
     # 64: on a CPU the activations of larger batches come from fresh pages in every layer (docs/log.md).
     batch_size: Count = Field(default=64, description="Images a forward pass.")
