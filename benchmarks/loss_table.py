@@ -5,7 +5,7 @@ A seed decides the split, the teacher, the student and the order; each loss has 
 t over the seeds; differences are paired by seed. Cells that are done are not run again, so the command may be stopped
 and given again: run folders remember them here, and --results anywhere.
 
-Run: python benchmarks/loss_table.py recipes/fashion.toml --seeds 0,1,2 --jobs 2 --results docs/losses.json --out docs/losses.md
+Run: python benchmarks/loss_table.py recipes/fashion.toml --results docs/losses.json --out docs/losses.md
 """
 
 from __future__ import annotations
