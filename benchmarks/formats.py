@@ -23,7 +23,7 @@ from torch.nn import functional as F  # noqa: N812
 from distill.data.loader import open_data, ordered_batches
 from distill.models.zoo import create, fit
 from distill.recipe.load import parse_recipe
-from distill.stages.export import load_teacher
+from distill.stages.finished import load_teacher
 from distill.stages.teacher import train_teacher
 from distill.store.formats.encoding import logit_encoding
 from distill.store.formats.layout import Format, logit_columns, row_bytes

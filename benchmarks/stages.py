@@ -46,7 +46,8 @@ from distill.recipe.schema import Recipe
 from distill.report.runs import Run, make_run, program_commit
 from distill.stages import export, student
 from distill.stages.common import model_spec, teacher_inputs
-from distill.stages.export import STORE, export_teacher, stored_rows
+from distill.stages.export import export_teacher
+from distill.stages.finished import STORE, stored_rows
 from distill.stages.settling import settle_student
 from distill.stages.student_task import StudentTask
 from distill.stages.teachers import StoredTeaching

@@ -21,7 +21,8 @@ from distill.models.zoo import ModelSpec
 from distill.recipe.checks import problems as cross_field_problems
 from distill.recipe.schema import LEARNED_RULES, Recipe, StageRecipe
 from distill.stages.common import fit_model, model_spec
-from distill.stages.export import check_k, stored_rows
+from distill.stages.export import check_k
+from distill.stages.finished import stored_rows
 from distill.stages.settling import settle_student
 from distill.stages.teacher import training_rows
 from distill.store.atomic import check_place

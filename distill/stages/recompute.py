@@ -15,7 +15,7 @@ from torch import Tensor
 from distill.data.loader import open_data
 from distill.errors import StoreError
 from distill.report.runs import Run
-from distill.stages.export import STORE, load_teacher, map_stages, origin_of, teacher_outputs, teacher_weights
+from distill.stages.finished import STORE, load_teacher, map_stages, origin_of, teacher_outputs, teacher_weights
 from distill.store.formats.layout import HOLDS, Holds
 from distill.store.logits import LogitStore
 from distill.store.manifest import EXPORT_AGAIN

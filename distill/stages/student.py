@@ -17,7 +17,7 @@ from distill.recipe.losses import needs, needs_all_logits
 from distill.recipe.schema import Recipe
 from distill.report.runs import RECORD, Run, find_run, locked, make_run, open_run
 from distill.stages.common import evaluator, tell_left_out, write_selected
-from distill.stages.export import STORE, load_teacher, origin_of, teacher_weights
+from distill.stages.finished import STORE, load_teacher, origin_of, teacher_weights
 from distill.stages.settling import settle_student
 from distill.stages.student_task import StudentTask
 from distill.stages.teachers import LearnedLookup, OnlineTeaching, StoredTeaching, Teaching, same_place

@@ -21,7 +21,7 @@ from distill.recipe.losses import in_use, needs
 from distill.recipe.schema import Recipe
 from distill.seeding import derive, seeded
 from distill.stages.common import build_network
-from distill.stages.export import stored_rows
+from distill.stages.finished import stored_rows
 from distill.stages.teachers import LearnedLookup, Teaching, lesson_of
 
 

@@ -8,8 +8,8 @@ from distill.errors import RunError, StoreError, UserError
 from distill.recipe.digest import inputs_digest
 from distill.report.runs import RECIPE, RECORD, Run, damaged_files, open_run
 from distill.stages.compare import COMPARISON
-from distill.stages.export import STORE
 from distill.stages.exported import outdated
+from distill.stages.finished import STORE
 from distill.stages.recompute import Recomputed, recompute
 from distill.stages.student import STUDENTS
 from distill.store.labels import verify_labels

@@ -100,7 +100,7 @@ def test_other_families_learn_labels(tiny, model: str, meta: str) -> None:
 def test_the_store_holds_the_teacher_s_logits_of_exactly_these_views(tiny) -> None:
     recipe = tiny("export.format=float32")
     teacher, _ = run_pipeline(recipe, ignore)
-    from distill.stages.export import load_teacher
+    from distill.stages.finished import load_teacher
 
     data = open_data(recipe)
     store = LogitStore.open(teacher.folder / "logits")

@@ -12,7 +12,7 @@ from distill.errors import StoreError, UserError
 from distill.labels.rules import Smoothing
 from distill.losses.soft import soft_cross_entropy
 from distill.stages.check import check_plan
-from distill.stages.export import load_teacher
+from distill.stages.finished import load_teacher
 from distill.stages.pipeline import run_pipeline
 from distill.stages.student import StudentTask, train_student
 from distill.stages.teacher import TeacherTask

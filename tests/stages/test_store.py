@@ -19,7 +19,8 @@ from distill.models.zoo import create, fit
 from distill.recipe.load import override, parse_recipe
 from distill.report.runs import Run, open_run
 from distill.stages.check import check_plan
-from distill.stages.export import export_teacher, load_teacher, origin_of, teacher_weights
+from distill.stages.export import export_teacher
+from distill.stages.finished import load_teacher, origin_of, teacher_weights
 from distill.stages.pipeline import run_pipeline
 from distill.stages.student import train_student
 from distill.stages.teacher import train_teacher

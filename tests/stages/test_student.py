@@ -21,7 +21,8 @@ from distill.recipe.load import override, parse_recipe
 from distill.recipe.losses import CATALOGUE, LossRecipe, settle
 from distill.recipe.schema import Recipe
 from distill.report.runs import Run, open_run
-from distill.stages.export import export_teacher, load_teacher, teacher_weights
+from distill.stages.export import export_teacher
+from distill.stages.finished import load_teacher, teacher_weights
 from distill.stages.pipeline import run_teacher
 from distill.stages.settling import settle_student
 from distill.stages.student import train_student
