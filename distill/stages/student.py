@@ -23,7 +23,7 @@ from distill.stages.student_task import StudentTask
 from distill.stages.teachers import LearnedLookup, OnlineTeaching, StoredTeaching, Teaching, same_place
 from distill.store.atomic import sha256_of
 from distill.store.logits import LogitStore
-from distill.store.manifest import MANIFEST, read_manifest
+from distill.store.manifest import MANIFEST, Manifest, read_manifest
 from distill.store.origin import Origin
 from distill.training.device import describe_device, prepare_device
 from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out, files_read
@@ -135,7 +135,9 @@ def _teaching(
     origin = origin_of(data, recipe, weights_sha256)
     stores = [_open_store(_manifest_of(teacher).parent, origin, recipe, teacher.folder)]
     for run in more:
-        store = LogitStore.open(_manifest_of(run).parent, reconstruct=recipe.student.loss.allow_topk)
+        folder = _manifest_of(run).parent
+        _refuse_made_up_tails(folder, read_manifest(folder), recipe, run.folder)
+        store = LogitStore.open(folder, reconstruct=True)
         same_place(stores[0], store, run.folder)
         stores.append(store)
     given = recipe.student.teacher_weights or (1.0,) * len(stores)
@@ -163,12 +165,23 @@ def _open_store(folder: Path, origin: Origin, recipe: Recipe, run: Path) -> Logi
             cure=f"leave [views] as the store has them, or run `distill export --teacher {run} {views}`.",
         )
     loss = recipe.student.loss
-    for need, held in (("features", manifest.features), ("maps", getattr(manifest, "maps", None))):
+    for need, held in (("features", manifest.features), ("maps", manifest.maps)):
         if need in needs(loss) and not held:
             raise StoreError(
                 f'{folder}: holds no {need}, and the loss "{loss.name}" learns from them',
                 cure=f"run `distill export --teacher {run} --set export.{need}=true`.",
             )
+    _refuse_made_up_tails(folder, manifest, recipe, run)
+    return LogitStore.open(folder, expect=origin, reconstruct=True)
+
+
+def _refuse_made_up_tails(folder: Path, manifest: Manifest, recipe: Recipe, run: Path) -> None:
+    """A loss that reads all logits, and a store of the largest only, go together when the recipe insists.
+
+    Raises:
+        StoreError: it does not.
+    """
+    loss = recipe.student.loss
     reason = needs_all_logits(loss)
     if manifest.format == "topk" and reason and not loss.allow_topk:
         raise StoreError(
@@ -177,7 +190,6 @@ def _open_store(folder: Path, origin: Origin, recipe: Recipe, run: Path) -> Logi
             "export.k=none`, or pay (top-10 of 1,000 classes at T = 4: .5 nats, see docs/formats.md): "
             "--set student.loss.allow_topk=true.",
         )
-    return LogitStore.open(folder, expect=origin, reconstruct=True)
 
 
 def _write(task: StudentTask, folder: Path) -> dict[str, str]:
