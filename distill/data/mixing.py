@@ -116,7 +116,7 @@ def mix(images: Tensor, partners: Tensor, pairs: Pairs) -> Tensor:
         compiled.mixing.mix(own, others, array(number, len(some)), weight, corners, tuple(some.shape[1:]), new)
         return made
 
-    return in_shares(mixed, images, number)
+    return in_shares(mixed, images, number, copying=True)
 
 
 def mix_together(images: Tensor, partners: Tensor, pairs: Pairs) -> Tensor:

@@ -13,8 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-# A thread is worth waking for so many values, and takes so many at a time: they fit its cache.
+# A thread is worth waking for so many values; for so many where they are no more than copied or blended once.
 _THREAD_VALUES = 1 << 16
+_COPYING_VALUES = 1 << 20
+# So many are taken at a time: they fit a thread's cache.
 _SHARE_VALUES = 1 << 19
 
 
@@ -66,7 +68,7 @@ class Divisible(Protocol):
         """Those of some images."""
 
 
-def in_shares(change: Callable[..., Tensor], images: Tensor, *others: Divisible) -> Tensor:
+def in_shares(change: Callable[..., Tensor], images: Tensor, *others: Divisible, copying: bool = False) -> Tensor:
     """Shares a batch on the CPU out among as many threads as torch has; on a device it is done in one go.
 
     Each thread takes some images through all operations alone, then some more. torch's own way, all threads on every
@@ -78,8 +80,10 @@ def in_shares(change: Callable[..., Tensor], images: Tensor, *others: Divisible)
             that is not None; it runs compiled loops, which let other threads run.
         images: uint8 [B, ch, H, W].
         others: what else it needs, something for each image.
+        copying: whether it does next to nothing with each value.
     """
-    threads = min(torch.get_num_threads(), len(images), images.numel() // _THREAD_VALUES)
+    worth = _COPYING_VALUES if copying else _THREAD_VALUES
+    threads = min(torch.get_num_threads(), len(images), images.numel() // worth)
     if images.device.type != "cpu" or threads <= 1:
         return change(images, *others, out=None)
     shares = min(len(images), max(threads, images.numel() // _SHARE_VALUES))

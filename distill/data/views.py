@@ -127,9 +127,10 @@ def make_views(images: Tensor, indices: Tensor, k: Tensor, recipe: ViewsRecipe, 
         uint8 [B, ch, H, W], on the images' device.
     """
     drawn = draw_views(indices, k, recipe, seed, (images.shape[2], images.shape[3]), numbered=numbered)
-    if all(part is None for part in (drawn.crop, drawn.box, drawn.steps, drawn.jitter, drawn.erased)):
+    more = any(part is not None for part in (drawn.box, drawn.steps, drawn.jitter, drawn.erased))
+    if drawn.crop is None and not more:
         return images
-    return in_shares(partial(_changed, recipe=recipe, seed=seed), images, drawn)
+    return in_shares(partial(_changed, recipe=recipe, seed=seed), images, drawn, copying=not more)
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ def test_a_view_depends_on_nothing_but_image_index_number_and_seed(
 @pytest.mark.parametrize("name", PLANS)
 def test_threads_and_the_size_of_the_batch_change_nothing(name: str) -> None:
     """A batch that is large enough for torch, and for the views themselves, to use several threads."""
-    images = pictures(300, (3, 28, 28))
-    rows, k = torch.arange(300), torch.arange(300) % 9
+    images = pictures(1400, (3, 28, 28))
+    rows, k = torch.arange(1400), torch.arange(1400) % 9
     before = torch.get_num_threads()
     made = []
     try:
@@ -90,7 +90,7 @@ def test_threads_and_the_size_of_the_batch_change_nothing(name: str) -> None:
         torch.set_num_threads(before)
     assert torch.equal(made[0], made[1])
     assert torch.equal(made[0], made[2])
-    few = torch.cat([make(PLANS[name], images, rows[p], k[p], 1) for p in torch.arange(300).split(7)])
+    few = torch.cat([make(PLANS[name], images, rows[p], k[p], 1) for p in torch.arange(1400).split(25)])
     assert torch.equal(made[0], few)
 
 
