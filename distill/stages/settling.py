@@ -56,4 +56,5 @@ def _model(recipe: Recipe, channels: int, image_size: int, classes: int) -> tupl
     fitting = [name for name in names if counts[name] * _SHARE <= teachers]
     name = max(fitting, key=lambda each: counts[each]) if fitting else min(counts, key=lambda each: counts[each])
     share = f"{counts[name]:,} parameters to the teacher's {teachers:,}"
+    share += "" if fitting else ", the smallest of the usual ones"
     return name, f"student {name}: {share}, for images of {image_size} x {image_size} pixels; --model takes another"
