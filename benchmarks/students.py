@@ -20,7 +20,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import asdict, dataclass
@@ -307,6 +308,14 @@ def _named(rows: Sequence[Row]) -> str:
     return ", ".join(row.family for row in rows) or "none"
 
 
+def _made_with(rows: Sequence[Row]) -> Iterator[str]:
+    """What the rows were made with; where it was not the same for all, which row with what."""
+    most, *others = Counter(row.made_with for row in rows if row.made_with).most_common() or [("", 0)]
+    yield f"- Made with {most[0]}."
+    for made_with, _ in others:
+        yield f"- Made with {made_with}: {_named([row for row in rows if row.made_with == made_with])}."
+
+
 def table(rows: Sequence[Row], command: str) -> str:
     """The page, in Markdown."""
     counted = [row for row in rows if row.counted]
@@ -326,7 +335,7 @@ def table(rows: Sequence[Row], command: str) -> str:
         f"- Refused or not run, see their notes: {_named([row for row in counted if not row.passed])}.",
         f"- Not counted, because it takes no image of {families.SMALL_SIDES[-1]} pixels or fewer and does not run at "
         f"its own size in {families.OWN_SIZE_SECONDS:.0f} s: {_named([row for row in rows if not row.counted])}.",
-        *(f"- Made with {line}." for line in sorted({row.made_with for row in rows if row.made_with})),
+        *_made_with(rows),
         "- Model: the family's smallest by parameters, ten classes, three channels, initial weights of one seed.",
         f"- Images: shipped digits, resized to {families.SMALL_SIDES[0]} pixels; where the model does not fit these to "
         f"{families.SMALL_SIDES[1]}, then to its own size.",

@@ -172,7 +172,9 @@ def _named_stages(model: nn.Module) -> Iterator[Stage]:
     body, prefix = _named_body(model)
     listed = getattr(body, "feature_info", ())
     modules = dict(body.named_modules())
-    channels = {entry["module"]: entry["num_chs"] for entry in listed if entry.get("module") in modules}
+    # TResNet's first entry has the name "", which is the network itself and no stage of it.
+    named = [entry for entry in listed if entry.get("module") and entry["module"] in modules]
+    channels = {entry["module"]: entry["num_chs"] for entry in named}
     yield from (Stage(prefix + name, count) for name, count in channels.items())
 
 

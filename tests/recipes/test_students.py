@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from benchmarks import students
 from benchmarks.families import Limits
@@ -43,6 +45,30 @@ def test_a_model_that_is_too_large_is_named_and_not_run(tmp_path: Path) -> None:
 def test_a_family_that_timm_does_not_have_is_refused() -> None:
     with pytest.raises(SystemExit, match="no family of timm's: resnets"):
         students.main(["--only", "resnets"])
+
+
+def test_rows_of_another_commit_are_named() -> None:
+    rows = [Row("a", made_with="one"), Row("b", made_with="two"), Row("c", made_with="one"), Row("d")]
+    page = students.table(rows, "the command")
+    assert "- Made with one.\n- Made with two: b.\n" in page
+
+
+class Unnamed(nn.Module):
+    """A network whose first stage has no name in `feature_info`, as in timm's TResNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.feature_info = [{"num_chs": 4, "module": ""}, {"num_chs": 4, "module": "conv"}]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).mean((2, 3))
+
+
+def test_a_stage_without_a_name_is_passed_over() -> None:
+    images = torch.randn(2, 3, 8, 8)
+    found = students.seen_inside(Unnamed(), images)
+    assert found["maps"] == "6x6"
 
 
 def test_the_page_counts_and_quotes() -> None:
