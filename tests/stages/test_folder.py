@@ -114,7 +114,7 @@ def test_other_decoders_are_refused_until_it_is_exported_again(
     assert before.keys() >= {"Pillow", "libjpeg"}
     assert distill("export", "--teacher", "checkpoints/photos")[1].count("already exported") == 1
     newer = {**before, "Pillow": "999.0"}
-    monkeypatch.setattr("distill.stages.export.decoders", lambda: newer)
+    monkeypatch.setattr("distill.stages.finished.decoders", lambda: newer)
     code, _, said = distill("student", "--teacher", "checkpoints/photos", "--quiet")
     assert code == 2
     assert f"decoders of the images differ, so their pixels may: Pillow: store has '{before['Pillow']}'" in said
