@@ -64,7 +64,9 @@ class TermRecipe(Table):
     )
     negatives: Count | None = Field(default=None, description="crd: stored images that each batch is contrasted with.")
     smoothing: Share | None = Field(default=None, description="smoothing: eps; eps/C goes to every class.")
-    mass: Share | None = Field(default=None, description="tf-kd: probability of the given class.")
+    mass: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None, description="tf-kd: probability of the given class."
+    )
     warmup_epochs: Annotated[int, Field(ge=0)] | None = Field(
         default=None, description="Epochs in which the weight grows from 0 in equal steps."
     )
@@ -285,11 +287,13 @@ def problems_of_loss(loss: LossRecipe, epochs: int) -> Iterator[str]:
             )
     if "ce" in loss.plus:
         yield "[student.loss.plus] ce: its weight is [student.loss] hard_weight; leave it out"
-    if loss.name == "ce":
+    info = CATALOGUE[loss.name]
+    given = (loss.hard_weight, loss.soft_weight)
+    if loss.name == "ce" and given != (info.hard, info.soft):  # which `settle` fills in
         for key in ("hard_weight", "soft_weight"):
             if (value := getattr(loss, key)) is not None:
                 yield f'[student.loss] {key}: found {value:g}, but the loss "ce" has none; leave it out'
-    hard = CATALOGUE[loss.name].hard if loss.hard_weight is None else loss.hard_weight
+    hard = info.hard if loss.hard_weight is None else loss.hard_weight
     if not hard and not list(in_use(loss)):
         yield "[student.loss] soft_weight: found 0 with hard_weight = 0, expected one of them above 0"
 

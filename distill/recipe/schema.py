@@ -12,7 +12,7 @@ from pydantic import Field
 
 from distill.recipe.base import Table
 from distill.recipe.images import DataRecipe, NoiseRecipe, ViewsRecipe
-from distill.recipe.losses import LossRecipe
+from distill.recipe.losses import LossRecipe, Weight
 from distill.recipe.ranges import Count, Temperature, Words
 
 __all__ = [
@@ -211,7 +211,7 @@ class StudentRecipe(StageRecipe):
     more_teachers: Annotated[tuple[str, ...], Field(strict=False)] = Field(
         default=(), description="More teachers, run folders or their names: the student learns from the stores' mean."
     )
-    teacher_weights: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False)] = Field(
+    teacher_weights: Annotated[tuple[Weight, ...], Field(strict=False)] = Field(
         default=(), description="Weight of each teacher in that mean, the run's own first; empty: all the same."
     )
     combine: Literal["logits", "probabilities"] = Field(

@@ -11,7 +11,7 @@ from distill.recipe.schema import LEARNED_RULES, Recipe
 def student_problems(recipe: Recipe, comparing: bool) -> Iterator[str]:
     """Every rule about the student that the recipe breaks, one line each; arguments as for `checks.problems`."""
     yield from _student(recipe)
-    yield from _loss(recipe)
+    yield from _loss(recipe, comparing)
     yield from _top_k(recipe, comparing)
 
 
@@ -43,7 +43,7 @@ def _student(recipe: Recipe) -> Iterator[str]:
         yield "[student] online: found true with more_teachers, whose stores are read; leave one of them out"
 
 
-def _loss(recipe: Recipe) -> Iterator[str]:
+def _loss(recipe: Recipe, comparing: bool) -> Iterator[str]:
     loss, teacher = recipe.student.loss, recipe.teacher
     yield from problems_of_loss(loss, recipe.student.epochs)
     wanted = needs(loss)
@@ -61,10 +61,12 @@ def _loss(recipe: Recipe) -> Iterator[str]:
         yield '[student] online: found true with the loss "crd", which draws from a store; leave one of them out'
     if "labels" in wanted and recipe.student.online:
         yield '[student] online: found true with the loss "labels", which lie in a store; leave one of them out'
-    if recipe.student.compile and wanted & {"features", "maps"}:
-        yield f'[student] compile: found true, but the loss "{names[0]}" looks inside; leave one of them out'
-    if "labels" in wanted and (teacher.imported.source or teacher.labels.rule not in LEARNED_RULES):
-        rule = "imported" if teacher.imported.source else teacher.labels.rule
+    inside = [name for name in names if CATALOGUE[name].needs & {"features", "maps"}]
+    if recipe.student.compile and inside:
+        yield f'[student] compile: found true, but the loss "{inside[0]}" looks inside; leave one of them out'
+    rules = {teacher.labels.rule, *(recipe.compare.teachers if comparing else ())}
+    if "labels" in wanted and (teacher.imported.source or not rules & LEARNED_RULES):
+        rule = label_rule(recipe)
         yield (
             f'[student.loss] name: found "labels", but the teacher learns no labels ({rule}); '
             'expected [teacher.labels] rule = "class" or "instance"'
@@ -78,7 +80,7 @@ def _top_k(recipe: Recipe, comparing: bool) -> Iterator[str]:
     rules = recipe.compare.teachers if comparing else (label_rule(recipe),)
     settled = [settle(each, rule, recipe.student.epochs).loss for each in losses for rule in rules]
     reason = next(filter(None, map(needs_all_logits, settled)), "")
-    if loss.allow_topk and export.format != "topk":
+    if loss.allow_topk and export.format != "topk" and not recipe.student.more_teachers:
         yield (
             f'[student.loss] allow_topk: found true, but [export] format is "{export.format}", which holds '
             "every logit; leave it out"

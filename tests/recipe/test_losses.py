@@ -42,6 +42,7 @@ def test_nothing_that_a_loss_reads_is_left_open(name: LossName, rule: str) -> No
     assert None not in (settled.hard_weight, settled.soft_weight, settled.warmup_epochs, settled.cooldown_epochs)
     assert settle(settled, rule, 240) == settle(settled, "onehot", 240)  # settled once, settled for good
     assert list(problems_of_loss(loss(name=name), 240)) == []
+    assert list(problems_of_loss(settled, 240)) == []  # a student's own recipe.toml is sound
 
 
 @pytest.mark.parametrize(
@@ -136,11 +137,33 @@ def test_who_reads_the_tail(fields: dict[str, object], reads: bool) -> None:
         (["student.patience=2", "data.validation=0"], "[student] patience: found some"),
         (["teacher.epochs=0", "teacher.labels.rule=class"], '[teacher] epochs: found 0, but "class" labels'),
         (["student.compile=true", "student.loss.name=rkd", "export.features=true"], "[student] compile: found true"),
+        (
+            ["student.compile=true", "student.loss.plus.rkd.weight=1", "export.features=true"],
+            '[student] compile: found true, but the loss "rkd" looks inside',
+        ),
     ],
 )
 def test_what_the_tables_ask_of_each_other(assignments: list[str], line: str) -> None:
     found = problems(override(parse_recipe("", "x.toml"), assignments))
     assert [problem.startswith(line) for problem in found] == [True], found
+
+
+@pytest.mark.parametrize("assignment", ["student.loss.mass=1", "student.loss.mass=0", "student.teacher_weights=1e308"])
+def test_numbers_that_no_loss_can_use(assignment: str) -> None:
+    with pytest.raises(RecipeError, match=r"\[student(\.loss)?\] (mass|teacher_weights)"):
+        override(parse_recipe("", "x.toml"), ["student.loss.name=tf-kd", assignment])
+
+
+def test_labels_are_for_comparisons_with_a_teacher_that_learns_them() -> None:
+    recipe = override(parse_recipe("", "x.toml"), ["student.loss.name=labels", "compare.teachers=class,onehot"])
+    assert problems(recipe, comparing=True) == []
+    assert problems(override(recipe, ["compare.teachers=onehot"]), comparing=True)
+
+
+def test_a_further_teacher_s_top_k_store_may_be_insisted_on() -> None:
+    insists = override(parse_recipe("", "x.toml"), ["student.loss.allow_topk=true"])
+    assert problems(insists)
+    assert problems(override(insists, ['student.more_teachers=["a"]'])) == []
 
 
 def test_errors_in_a_further_loss_name_their_table() -> None:
