@@ -1,7 +1,8 @@
 """Weights, and the whole state of a training, in safetensors files: nothing is pickled, so nothing can be executed.
 
-A state is a tree: nested dicts (with string or integer keys), lists and tuples of tensors, numbers, strings, booleans
-and None. The tensors are stored under numbers, the rest of the tree is JSON beside them, and a digest covers both.
+A state is a tree: nested dicts (with string or integer keys), lists and tuples of tensors, numbers, strings, booleans,
+types of tensors and None. The tensors are stored under numbers, the rest of the tree is JSON beside them, and a digest
+covers both.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from distill.errors import StoreError
@@ -78,6 +80,8 @@ def _encode(node: Any, tensors: dict[str, Tensor], where: str, depth: int) -> An
         return node
     if isinstance(node, float):
         return node if math.isfinite(node) else {"float": repr(float(node))}
+    if isinstance(node, torch.dtype):
+        return {"dtype": str(node).removeprefix("torch.")}
     if isinstance(node, Tensor):
         name = f"t{len(tensors)}"
         tensors[name] = node
@@ -106,6 +110,8 @@ def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
         return tensors[content].clone()
     if kind == "float" and content in ("inf", "-inf", "nan"):
         return float(content)
+    if kind == "dtype" and isinstance(getattr(torch, str(content), None), torch.dtype):
+        return getattr(torch, str(content))
     if kind in ("list", "tuple") and isinstance(content, list):
         items = [_decode(item, tensors) for item in content]
         return items if kind == "list" else tuple(items)

@@ -116,6 +116,12 @@ def deep(levels: int) -> Any:
     return tree
 
 
+def test_types_of_tensors_come_back(tmp_path: Path) -> None:
+    """Some of timm's optimisers keep them among their settings (adafactorbv)."""
+    save_state(tmp_path / "s", {"a": torch.bfloat16, "b": [torch.float32]})
+    assert load_state(tmp_path / "s") == {"a": torch.bfloat16, "b": [torch.float32]}
+
+
 def test_depth(tmp_path: Path) -> None:
     save_state(tmp_path / "s", deep(31))
     assert load_state(tmp_path / "s") == deep(31)
