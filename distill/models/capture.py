@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from distill.errors import ModelError
-from distill.models.maps import MapHook, find_stages, fit_maps
+from distill.models.maps import MapHook, find_stages, fit_maps, network_name
 
 
 class FeatureHook:
@@ -29,8 +29,8 @@ class FeatureHook:
         head = named.get_classifier() if hasattr(model, "get_classifier") else None
         if not isinstance(head, nn.Module) or isinstance(head, nn.Identity):
             raise ModelError(
-                f"{type(model).__name__} has no single last layer whose input could be its features",
-                cure="choose another student, or a loss of logits.",
+                f"{network_name(model)} has no single last layer whose input could be its features",
+                cure="choose another network, or a loss of logits.",
             )
         self._head = head
         self._handle: RemovableHandle | None = None
@@ -60,7 +60,7 @@ class FeatureHook:
         if len(self._caught) != 1:
             raise ModelError(
                 f"the last layer ({type(self._head).__name__}) was given {len(self._caught)} inputs, expected one",
-                cure="choose another student, or a loss of logits.",
+                cure="choose another network, or a loss of logits.",
             )
         caught = self._caught[0]
         return caught.float() if caught.itemsize < 4 else caught

@@ -167,6 +167,11 @@ def _named_body(model: nn.Module) -> tuple[Any, str]:
     return model, name
 
 
+def network_name(model: nn.Module) -> str:
+    """The class of the timm model itself, for errors."""
+    return type(_named_body(model)[0]).__name__
+
+
 def _named_stages(model: nn.Module) -> Iterator[Stage]:
     """What timm's `feature_info` names, in the order of the forward pass; of names that stand twice, one."""
     body, prefix = _named_body(model)

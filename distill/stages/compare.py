@@ -43,11 +43,14 @@ def compare(recipe: Recipe, listener: Listener) -> Compared:
         Interrupted: asked to stop; the same call goes on from there.
     """
     check_recipe(recipe, recipe.name, comparing=True)
+    cells = [(seed, rule) for seed in recipe.compare.seeds for rule in recipe.compare.teachers]
+    for seed, rule in cells:  # before hours are spent on the first
+        own = _cell_recipe(recipe, Path(), rule, seed)
+        check_recipe(own, f"{recipe.name}, {own.name}")
     folder = writable_folder(Path(recipe.checkpoints) / f"{recipe.name}-compare")
     if (folder / RECORD).exists():
         raise RunError(f"{folder}: is a run of that name, not a comparison", cure="choose another name: --set name=...")
     arms, teachers = [], {}
-    cells = [(seed, rule) for seed in recipe.compare.seeds for rule in recipe.compare.teachers]
     for number, (seed, rule) in enumerate(cells, start=1):
         listener(Notice(f"cell {number} of {len(cells)}: teacher with {rule} labels, seed {seed}"))
         teacher, student = _cell(recipe, folder, rule, seed, listener)
@@ -75,8 +78,8 @@ def _most_telling(recipe: Recipe) -> LabelRule:
     return next(rule for rule in order if rule in rules)
 
 
-def _cell(recipe: Recipe, folder: Path, rule: str, seed: int, listener: Listener) -> tuple[Run, Run]:
-    """A teacher and, by validation, the best of its students over the temperatures."""
+def _cell_recipe(recipe: Recipe, folder: Path, rule: str, seed: int) -> Recipe:
+    """Of a teacher."""
     labels = recipe.teacher.labels.model_copy(update={"rule": rule})
     own = recipe.model_copy(
         update={
@@ -86,12 +89,24 @@ def _cell(recipe: Recipe, folder: Path, rule: str, seed: int, listener: Listener
             "teacher": recipe.teacher.model_copy(update={"labels": labels}),
         }
     )
+    if recipe.compare.temperatures and recipe.export.format == "topk":  # which not every temperature can read
+        return _at(own, recipe.compare.temperatures[0])
+    return own
+
+
+def _at(recipe: Recipe, temperature: float | None) -> Recipe:
+    """With this temperature of the student's loss."""
+    loss = recipe.student.loss.model_copy(update={"temperature": temperature})
+    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"loss": loss})})
+
+
+def _cell(recipe: Recipe, folder: Path, rule: str, seed: int, listener: Listener) -> tuple[Run, Run]:
+    """A teacher and, by validation, the best of its students over the temperatures."""
+    own = _cell_recipe(recipe, folder, rule, seed)
     teacher = run_teacher(own, listener)
     students = []
     for temperature in recipe.compare.temperatures or (recipe.student.loss.temperature,):
-        loss = own.student.loss.model_copy(update={"temperature": temperature})
-        student = own.student.model_copy(update={"loss": loss})
-        students.append(train_student(teacher, own.model_copy(update={"student": student}), listener))
+        students.append(train_student(teacher, _at(own, temperature), listener))
     return teacher, max(students, key=_validation_accuracy)
 
 

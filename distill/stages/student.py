@@ -13,7 +13,7 @@ from distill.errors import RunError, StoreError
 from distill.models import zoo
 from distill.recipe.checks import check_recipe
 from distill.recipe.digest import digest, student_digest
-from distill.recipe.losses import needs, needs_all_logits
+from distill.recipe.losses import CATALOGUE, in_use, needs, needs_all_logits
 from distill.recipe.schema import Recipe
 from distill.report.runs import RECORD, Run, find_run, locked, make_run, open_run
 from distill.stages.common import evaluator, tell_left_out, write_selected
@@ -52,6 +52,8 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
         Interrupted: asked to stop; the same call goes on from there.
     """
     check_recipe(recipe, recipe.name)
+    more = [open_run(find_run(name, Path(recipe.checkpoints))) for name in recipe.student.more_teachers]
+    _refuse_runs(teacher, more)
     if not recipe.student.online:
         _manifest_of(teacher)
     device = prepare_device(recipe)
@@ -60,7 +62,6 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
     settled = settle_student(recipe, channels=channels, image_size=side, classes=data.num_classes)
     recipe = settled.recipe
     weights, weights_sha256 = teacher_weights(teacher, recipe, data)
-    more = [open_run(find_run(name, Path(recipe.checkpoints))) for name in recipe.student.more_teachers]
     inputs = [_inputs(teacher, recipe, weights_sha256), *(sha256_of(_manifest_of(run)) for run in more)]
     own_digest = student_digest(recipe, inputs[0] if not more else digest(inputs))
     folder = teacher.folder / STUDENTS / student_name(recipe, own_digest)
@@ -104,6 +105,16 @@ def _plan(task: StudentTask, folder: Path, digest: str, data: ImageData, device:
 
 def _state(folder: Path) -> Path:
     return folder / "state" / "student.safetensors"
+
+
+def _refuse_runs(teacher: Run, more: list[Run]) -> None:
+    """Students as teachers, and one teacher twice, whose mean with itself would say nothing."""
+    folders = [run.folder.resolve() for run in (teacher, *more)]
+    for run, folder in zip((teacher, *more), folders, strict=True):
+        if run.record.kind != "teacher":
+            raise RunError(f"{run.folder}: this is a student", cure=f"its teacher is {folder.parents[1]}.")
+        if folders.count(folder) > 1:
+            raise RunError(f"{run.folder}: is named twice as a teacher", cure="use student.teacher_weights.")
 
 
 def _manifest_of(teacher: Run) -> Path:
@@ -165,10 +176,11 @@ def _open_store(folder: Path, origin: Origin, recipe: Recipe, run: Path) -> Logi
             cure=f"leave [views] as the store has them, or run `distill export --teacher {run} {views}`.",
         )
     loss = recipe.student.loss
-    for need, held in (("features", manifest.features), ("maps", manifest.maps)):
-        if need in needs(loss) and not held:
+    held = {"features": manifest.features, "maps": manifest.maps}
+    for name, _, _ in in_use(loss):
+        for need in sorted(need for need in CATALOGUE[name].needs if not held.get(need, True)):
             raise StoreError(
-                f'{folder}: holds no {need}, and the loss "{loss.name}" learns from them',
+                f'{folder}: holds no {need}, and the loss "{name}" learns from them',
                 cure=f"run `distill export --teacher {run} --set export.{need}=true`.",
             )
     _refuse_made_up_tails(folder, manifest, recipe, run)

@@ -99,7 +99,9 @@ class StudentTask:
         lesson = self._lesson(batch, number)
         told: dict[str, Tensor] = {}
         self.update.clear()
-        for place, (rows, part) in enumerate(lesson.parts(self.recipe.student.micro_batches)):
+        # Of a batch that was lowered to the images that there are, too, each part has two: one has no batch statistics.
+        parts = min(self.recipe.student.micro_batches, max(1, len(batch.given) // 2))
+        for place, (rows, part) in enumerate(lesson.parts(parts)):
             share = (rows.stop - rows.start) / len(batch.given)
             outputs = self._outputs(batch.images[rows], derive(self.seed, "student-forward", number, place))
             losses = self.criterion(outputs, part, epoch)

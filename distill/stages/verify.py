@@ -99,11 +99,15 @@ def _run(folder: Path) -> Found:
     if (folder / "labels").is_dir():
         problems += [line for line in verify_labels(folder / "labels") if line not in problems]
     if (folder / STUDENTS).is_dir():
-        # A process that was killed at its very beginning leaves its lock and nothing else.
-        students = [path for path in _folders(folder / STUDENTS) if any(p.name != ".lock" for p in path.iterdir())]
+        students = [path for path in _folders(folder / STUDENTS) if not _never_began(path)]
         more, count = _all(students)
         problems, files = problems + more, files + count
     return problems, files
+
+
+def _never_began(folder: Path) -> bool:
+    """Whether a student was killed, or refused (its model's name, say), before its run was made: it left no result."""
+    return all(path.name in (".lock", "metrics.jsonl") for path in folder.iterdir())
 
 
 def _other_labels(run: Run) -> list[str]:

@@ -185,13 +185,17 @@ def _look(task: Task, plan: Plan, progress: Progress, losses: dict[str, Tensor])
     """The losses as numbers; stops a run that has gone astray."""
     task.check()
     shown = {name: float(loss) for name, loss in losses.items()}
-    for name, value in shown.items():
+    _refuse_astray(plan, progress, shown)
+    return shown
+
+
+def _refuse_astray(plan: Plan, progress: Progress, values: dict[str, float]) -> None:
+    for name, value in values.items():
         if not math.isfinite(value):
             raise RunError(
                 f"{plan.run}: the {plan.stage}'s {name} is {value} in epoch {progress.epoch + 1}, step {progress.step}",
                 cure=f"lower {plan.stage}.optimizer.lr or add {plan.stage}.optimizer.warmup_epochs.",
             )
-    return shown
 
 
 def _add(progress: Progress, sums: dict[str, Tensor]) -> None:
@@ -209,6 +213,7 @@ def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -
     metrics = {name: total / plan.steps for name, total in progress.sums.items()}
     metrics |= own | {"lr": float(task.optimizer.param_groups[0]["lr"]), "epoch": float(progress.epoch + 1)}
     metrics |= scores
+    _refuse_astray(plan, progress, metrics)  # the last step's weights, too, which no loss has seen
     if "validation_accuracy" in scores and _better(metrics, progress.best):
         progress.best = {name: value for name, value in metrics.items() if name.startswith(_JUDGED)}
         save_weights(plan.best_weights, task.judged.state_dict())
@@ -240,6 +245,14 @@ def _save(task: Task, plan: Plan, progress: Progress) -> None:
     save_state(plan.state, state)
 
 
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Moments in their parameters' order of memory (channels-last), which a file does not keep: sums depend on it."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 def _restore(task: Task, plan: Plan) -> Progress:
     if not plan.state.exists():
         return Progress()
@@ -250,6 +263,7 @@ def _restore(task: Task, plan: Plan) -> Progress:
     try:
         task.model.load_state_dict(state["model"])
         task.optimizer.load_state_dict(state["optimizer"])
+        _lay_out(task.optimizer)
         task.load_state_dict(state["task"])
         return Progress(**state["progress"])
     except (KeyError, TypeError, RuntimeError, ValueError) as error:

@@ -13,7 +13,7 @@ import torch
 import distill.models.zoo  # noqa: F401  (registers the CIFAR nets)
 from distill.cli.entry import run as run_command
 from distill.data.loader import open_data
-from distill.errors import RecipeError, StoreError
+from distill.errors import ModelError, RecipeError, RunError, StoreError
 from distill.losses.criterion import Criterion
 from distill.losses.lesson import Outputs
 from distill.losses.terms import Sizes
@@ -21,6 +21,7 @@ from distill.recipe.load import override, parse_recipe
 from distill.recipe.losses import CATALOGUE, LossRecipe, settle
 from distill.recipe.schema import Recipe
 from distill.report.runs import Run, open_run
+from distill.stages.compare import compare
 from distill.stages.export import export_teacher
 from distill.stages.finished import load_teacher, teacher_weights
 from distill.stages.pipeline import run_teacher
@@ -28,6 +29,7 @@ from distill.stages.settling import settle_student
 from distill.stages.student import train_student
 from distill.stages.student_task import StudentTask
 from distill.stages.teachers import OnlineTeaching, StoredTeaching, lesson_of
+from distill.stages.verify import verify_path
 from distill.store.logits import LogitStore
 from distill.store.tensors import read_tensors
 from distill.training.events import Event, Notice
@@ -110,6 +112,62 @@ def test_an_interrupted_student_with_everything_ends_with_the_same_bits(student,
         for name, tensor in read_tensors(stopped.folder / "model.safetensors").items()
     )
     assert same(stopped.folder / "best.safetensors", stopped.folder.with_name("whole") / "best.safetensors")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        ("student.channels_last=true", "student.optimizer.name=lamb"),  # whose step has sums over moments
+        ("student.optimizer.name=adafactorbv",),  # whose settings hold a type
+    ],
+)
+def test_an_interrupted_student_of_another_optimiser_ends_with_the_same_bits(student, fields: tuple[str, ...]) -> None:
+    fields = (*fields, "student.optimizer.lr=0.001")
+    whole = student(*fields)
+    whole.folder.rename(moved := whole.folder.with_name("whole"))
+    with pytest.raises(Interrupted):
+        student(*fields, listener=StopAt("student", 1, 1))
+    assert same(student(*fields).folder / "model.safetensors", moved / "model.safetensors")
+
+
+def test_a_last_step_that_goes_astray_is_told_as_such(student) -> None:
+    with pytest.raises(RunError, match=r"the student's validation_\w+ is (nan|inf) in epoch 1, step 1") as found:
+        student("student.optimizer.lr=1e6", "student.epochs=1", "student.batch_size=1000")
+    assert "student.optimizer.lr" in found.value.cure
+
+
+def test_parts_of_a_lowered_batch_have_two_images(student) -> None:
+    run = student("student.batch_size=5000", "student.micro_batches=2500", "student.epochs=1")
+    again = student("student.batch_size=5000", "student.micro_batches=130", "student.epochs=1")
+    assert same(run.folder / "model.safetensors", again.folder / "model.safetensors")
+
+
+def test_a_refused_student_leaves_the_teacher_s_run_sound(student, teacher: Run) -> None:
+    with pytest.raises(ModelError, match="resnet999"):
+        student("student.model=resnet999")
+    assert verify_path(teacher.folder)
+
+
+def test_who_cannot_teach(student, teacher: Run) -> None:
+    with pytest.raises(RunError, match="named twice as a teacher"):
+        student(f'student.more_teachers=["{teacher.folder}"]')
+    pupil = student("student.epochs=1")
+    with pytest.raises(RunError, match="this is a student"):
+        train_student(pupil, pupil.recipe, ignore)
+
+
+def test_a_comparison_is_refused_before_its_first_teacher(teacher: Run, tmp_path: Path) -> None:
+    fields = (f'checkpoints="{tmp_path}"', "teacher.labels.rule=onehot", "compare.teachers=onehot,class")
+    recipe = override(teacher.recipe, [*fields, "teacher.epochs=0"])
+    with pytest.raises(RecipeError, match=r'class-s0: \[teacher\] epochs: found 0, but "class" labels'):
+        compare(recipe, ignore)
+    assert not (tmp_path / "tiny-compare").exists()
+
+
+def test_a_comparison_at_temperatures_that_a_top_k_store_can_read(teacher: Run, tmp_path: Path) -> None:
+    fields = (f'checkpoints="{tmp_path}"', "teacher.labels.rule=onehot", "compare.teachers=onehot", "student.epochs=1")
+    recipe = override(teacher.recipe, [*fields, "export.format=topk", "export.k=3", "compare.temperatures=1"])
+    assert [arm.temperature for arm in compare(recipe, ignore).comparison.arms] == [1.0]
 
 
 def test_the_same_loss_takes_a_stored_and_an_online_teacher(student, teacher: Run) -> None:
