@@ -25,6 +25,7 @@ from statistics import fmean, stdev
 from scipy import stats
 
 from distill.errors import UserError
+from distill.recipe.digest import digest
 from distill.recipe.load import load_recipe, override, override_run
 from distill.recipe.losses import CATALOGUE, in_use
 from distill.recipe.schema import Recipe
@@ -45,7 +46,7 @@ class Cell:
     metrics: dict[str, float]
     seconds: float
     commit: str
-    digest: str
+    inputs: str  # digest of recipe, seed and loss: a cell of other inputs is run again
 
 
 def nothing(event: Event) -> None:
@@ -70,7 +71,8 @@ def train_teacher(path: Path, seed: int, overrides: Sequence[str]) -> Cell:
     """The teacher and its store; what is on disk is not made again."""
     from distill.stages.pipeline import run_teacher
 
-    return as_cell(run_teacher(teacher_recipe(path, seed, overrides), nothing), "teacher", "teacher", "")
+    recipe = teacher_recipe(path, seed, overrides)
+    return as_cell(run_teacher(recipe, nothing), "teacher", "teacher", "", inputs_of(recipe, "teacher"))
 
 
 def train_student(path: Path, seed: int, name: str, loss: Sequence[str], overrides: Sequence[str]) -> Cell:
@@ -80,13 +82,18 @@ def train_student(path: Path, seed: int, name: str, loss: Sequence[str], overrid
     recipe = teacher_recipe(path, seed, overrides)
     teacher = open_run(Path(recipe.checkpoints) / recipe.name)
     run = train(teacher, override_run(recipe, loss), nothing)
-    return as_cell(run, "student", name, settings(run))
+    return as_cell(run, "student", name, settings(run), inputs_of(override_run(recipe, loss), name))
 
 
-def as_cell(run: Run, stage: str, name: str, told: str) -> Cell:
+def inputs_of(recipe: Recipe, name: str) -> str:
+    """Of everything in the recipe that decides a cell."""
+    return digest({"loss": name, "recipe": recipe.model_dump(mode="json", exclude={"name", "checkpoints"})})
+
+
+def as_cell(run: Run, stage: str, name: str, told: str, inputs: str) -> Cell:
     """What is kept of a run."""
     record = run.record.stages[stage]
-    return Cell(name, run.record.seed, told, dict(record.metrics), record.seconds, record.commit, record.digest)
+    return Cell(name, run.record.seed, told, dict(record.metrics), record.seconds, record.commit, inputs)
 
 
 def table(cells: Sequence[Cell], seeds: Sequence[int]) -> list[str]:
@@ -218,7 +225,11 @@ def run(
     """Trains what `cells` lacks, teachers first, and keeps each cell as soon as it is there; what failed, and why."""
     failed: list[str] = []
     began = time.monotonic()
-    missing = [(name, seed) for seed in seeds for name in losses if (name, seed) not in cells]
+    recipes = {seed: teacher_recipe(given.recipe, seed, given.overrides) for seed in seeds}
+    wanted = {
+        (n, seed): inputs_of(override_run(recipes[seed], loss), n) for seed in seeds for n, loss in losses.items()
+    }
+    missing = [key for key, inputs in wanted.items() if key not in cells or cells[key].inputs != inputs]
     with ProcessPoolExecutor(given.jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         for cell in pool.map(
             partial(train_teacher, given.recipe, overrides=given.overrides), {s: 0 for _, s in missing}

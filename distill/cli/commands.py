@@ -130,7 +130,7 @@ def student(
     """Stage three: train a student on a teacher's store. Needs no recipe: the run folder holds one."""
     short = {"model": model, "loss.name": loss, "loss.temperature": temperature}
     given = [f"student.{field}={value}" for field, value in short.items() if value is not None]
-    if more := teacher[1:]:
+    if more := [str(_found(name)) for name in teacher[1:]]:
         given.append(f"student.more_teachers={json.dumps(more)}")
     run, recipe = _teacher_run(teacher[0], [*given, *overrides])
     from distill.stages.exported import export_student, require
@@ -243,13 +243,20 @@ def _load(path: Path, overrides: list[str], *, comparing: bool = False) -> Recip
     return recipe
 
 
+def _found(text: str) -> Path:
+    """The run folder of a name or a path."""
+    from distill.report.runs import find_run
+
+    return find_run(text, Path("checkpoints"))
+
+
 def _teacher_run(text: str, overrides: list[str]) -> tuple[Run, Recipe]:
     """The teacher's run and its recipe as overridden."""
     from distill.recipe.checks import check_recipe
     from distill.recipe.load import override_run
-    from distill.report.runs import find_run, open_run
+    from distill.report.runs import open_run
 
-    run = open_run(find_run(text, Path("checkpoints")))
+    run = open_run(_found(text))
     recipe = override_run(run.recipe, overrides)
     check_recipe(recipe, str(run.folder / "recipe.toml"))
     return run, recipe

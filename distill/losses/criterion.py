@@ -54,7 +54,7 @@ class Criterion(nn.Module):
         return {"loss": total, **losses}
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """What the losses learn themselves, for the optimiser: projectors decay as the network, a temperature not."""
+        """What the losses learn themselves, for the optimiser: projectors decay, biases too; a temperature does not."""
         parameters = list(self.parameters())
         groups = [([p for p in parameters if p.dim()], weight_decay), ([p for p in parameters if not p.dim()], 0.0)]
         return [{"params": some, "weight_decay": decay} for some, decay in groups if some]

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from distill.errors import RecipeError
 from distill.recipe import fields
 from distill.recipe.fields import FieldLine, describe_fields
-from distill.recipe.losses import LossRecipe
+from distill.recipe.losses import LossRecipe, without_unread
 from distill.recipe.schema import Recipe
 
 __all__ = ["FieldLine", "describe_fields", "dump_recipe", "load_recipe", "override", "override_run", "parse_recipe"]
@@ -293,7 +293,12 @@ def _value(text: str, annotation: Any) -> Any:
 
 
 def override_run(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
-    """`override` for a run's own recipe: a loss of another name starts from its own settings, not the old loss's."""
+    """`override` for a run's own recipe: a loss of another name starts from its own settings, not the old loss's.
+
+    What the run's own loss does not read is left out first: older run folders have it written down.
+    """
+    loss = without_unread(recipe.student.loss)
+    recipe = recipe.model_copy(update={"student": recipe.student.model_copy(update={"loss": loss})})
     changed = override(recipe, assignments)
     if changed.student.loss.name == recipe.student.loss.name:
         return changed

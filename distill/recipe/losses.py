@@ -121,6 +121,7 @@ class LossInfo:
     warmup: float = 0.0
 
 
+HARD_RULES = ("onehot", "imported")  # of teachers whose outputs no soft label has made soft
 _LOGITS: frozenset[Need] = frozenset({"logits"})
 _FEATURES: frozenset[Need] = frozenset({"features"})
 
@@ -262,7 +263,7 @@ def _settled_term(name: LossName, term: TermRecipe, label_rule: str, epochs: int
 def _temperature(name: str, own: float, label_rule: str, reasons: list[str]) -> float:
     if own <= 1:
         return own
-    if label_rule in ("onehot", "imported"):
+    if label_rule in HARD_RULES:
         reasons.append(f"{name}: temperature {own:g}, the loss's own, as the teacher's labels were {label_rule}")
         return own
     chosen = 2.0 if name in ("ttm", "wttm") else 1.0  # these two are kd at T = 1
@@ -296,6 +297,13 @@ def problems_of_loss(loss: LossRecipe, epochs: int) -> Iterator[str]:
     hard = info.hard if loss.hard_weight is None else loss.hard_weight
     if not hard and not list(in_use(loss)):
         yield "[student.loss] soft_weight: found 0 with hard_weight = 0, expected one of them above 0"
+
+
+def without_unread(loss: LossRecipe) -> LossRecipe:
+    """The loss without the settings that it does not read."""
+    unread = [key for key in _SETTINGS if key not in CATALOGUE[loss.name].reads]
+    unread += ["hard_weight", "soft_weight"] if loss.name == "ce" else []
+    return loss.model_copy(update=dict.fromkeys(unread))
 
 
 def _unread(place: str, name: LossName, term: TermRecipe) -> Iterator[str]:

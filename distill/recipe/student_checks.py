@@ -39,6 +39,8 @@ def _student(recipe: Recipe) -> Iterator[str]:
         yield "[student] teacher_weights: found nothing but 0, expected one of them above 0"
     if student.combine != "logits" and count == 1:
         yield f'[student] combine: found "{student.combine}" with one teacher; leave it out, or name more_teachers'
+    if student.online and not needs(student.loss):
+        yield f'[student] online: found true with the loss "{student.loss.name}", which asks no teacher; leave it out'
     if student.online and student.more_teachers:
         yield "[student] online: found true with more_teachers, whose stores are read; leave one of them out"
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from distill.models import zoo
-from distill.recipe.losses import settle
+from distill.recipe.losses import HARD_RULES, settle
 from distill.recipe.schema import Recipe
 from distill.recipe.student_checks import label_rule
 from distill.stages.common import fit_model
@@ -25,11 +26,14 @@ class SettledRecipe:
     reasons: tuple[str, ...]
 
 
-def settle_student(recipe: Recipe, *, channels: int, image_size: int, classes: int) -> SettledRecipe:
+def settle_student(
+    recipe: Recipe, more_rules: Sequence[str] = (), *, channels: int, image_size: int, classes: int
+) -> SettledRecipe:
     """Chooses the student's network, where the recipe names none, and settles its loss.
 
     Args:
         recipe: of a teacher, and of its student.
+        more_rules: what the labels of further teachers were; one soft teacher makes their mean soft.
         channels: of the images.
         image_size: H = W, in pixels.
         classes: C.
@@ -39,7 +43,9 @@ def settle_student(recipe: Recipe, *, channels: int, image_size: int, classes: i
         name, reason = _model(recipe, channels, image_size, classes)
         student = student.model_copy(update={"model": name})
         reasons.append(reason)
-    settled = settle(student.loss, label_rule(recipe), student.epochs)
+    rules = (label_rule(recipe), *more_rules)
+    rule = next((each for each in rules if each not in HARD_RULES), rules[0])
+    settled = settle(student.loss, rule, student.epochs)
     student = student.model_copy(update={"loss": settled.loss})
     return SettledRecipe(recipe.model_copy(update={"student": student}), (*reasons, *settled.reasons))
 

@@ -15,6 +15,7 @@ from distill.recipe.checks import check_recipe
 from distill.recipe.digest import digest, student_digest
 from distill.recipe.losses import CATALOGUE, in_use, needs, needs_all_logits
 from distill.recipe.schema import Recipe
+from distill.recipe.student_checks import label_rule
 from distill.report.runs import RECORD, Run, find_run, locked, make_run, open_run
 from distill.stages.common import evaluator, tell_left_out, write_selected
 from distill.stages.finished import STORE, load_teacher, origin_of, teacher_weights
@@ -59,7 +60,8 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
     device = prepare_device(recipe)
     data = open_data(recipe, progress=files_read(listener))
     channels, side, _ = data.shape
-    settled = settle_student(recipe, channels=channels, image_size=side, classes=data.num_classes)
+    rules = [label_rule(run.recipe) for run in more]
+    settled = settle_student(recipe, rules, channels=channels, image_size=side, classes=data.num_classes)
     recipe = settled.recipe
     weights, weights_sha256 = teacher_weights(teacher, recipe, data)
     inputs = [_inputs(teacher, recipe, weights_sha256), *(sha256_of(_manifest_of(run)) for run in more)]
@@ -198,7 +200,8 @@ def _refuse_made_up_tails(folder: Path, manifest: Manifest, recipe: Recipe, run:
     if manifest.format == "topk" and reason and not loss.allow_topk:
         raise StoreError(
             f"{folder}: holds the {manifest.k} largest of {manifest.classes} logits only, and {reason}",
-            cure=f"use T = 1, or export again: `distill export --teacher {run} --set export.format=int8 --set "
+            cure="use a loss that does not, such as kd at T = 1, or export again: "
+            f"`distill export --teacher {run} --set export.format=int8 --set "
             "export.k=none`, or pay (top-10 of 1,000 classes at T = 4: .5 nats, see docs/formats.md): "
             "--set student.loss.allow_topk=true.",
         )

@@ -131,6 +131,7 @@ def test_who_reads_the_tail(fields: dict[str, object], reads: bool) -> None:
         (["student.loss.name=ols", "views.mixup=0.2"], '[student.loss] name: found "ols" with mixed views'),
         (["student.loss.name=crd", "student.online=true"], "[student] online: found true"),
         (["student.online=true", 'student.more_teachers=["a"]'], "[student] online: found true with more_teachers"),
+        (["student.online=true", "student.loss.name=ce"], '[student] online: found true with the loss "ce"'),
         (["student.teacher_weights=1,2"], "[student] teacher_weights: found 2 numbers"),
         (["student.combine=probabilities"], '[student] combine: found "probabilities" with one teacher'),
         (["student.micro_batches=40"], "[student] micro_batches: found 40"),
@@ -186,3 +187,13 @@ def test_another_loss_starts_from_its_own_settings() -> None:
     assert override_run(recipe, ["student.loss.name=kd"]).student.loss.temperature == 7
     kept = override_run(recipe, ["student.loss.name=dkd", "student.loss.temperature=2"])
     assert kept.student.loss == loss(name="dkd", temperature=2.0)
+
+
+def test_an_older_run_s_settings_that_its_loss_does_not_read_are_left_out() -> None:
+    text = "[student.loss]\nname='ce'\ntemperature=4.0\nhard_weight=0.1\nsoft_weight=0.9"
+    old = parse_recipe(text, "recipe.toml")
+    assert problems(old)
+    assert problems(override_run(old, [])) == []
+    assert override_run(old, ["student.loss.name=kd"]).student.loss == loss(name="kd")
+    kept = override_run(parse_recipe("[student.loss]\ntemperature=3.0\nhard_weight=0.5", "recipe.toml"), [])
+    assert (kept.student.loss.temperature, kept.student.loss.hard_weight) == (3.0, 0.5)

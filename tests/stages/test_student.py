@@ -305,3 +305,10 @@ def test_the_command_line_takes_another_loss_with_its_own_settings(teacher: Run,
 def test_a_compiled_student_learns_the_same(student) -> None:
     plain, compiled = student(), student("student.compile=true")
     assert epochs_of(plain)[-1]["loss"] == pytest.approx(epochs_of(compiled)[-1]["loss"], rel=1e-2)
+
+
+def test_one_soft_teacher_makes_the_mean_soft(tiny) -> None:
+    recipe = tiny("teacher.labels.rule=onehot")
+    for more, temperature in (((), 4.0), (("onehot",), 4.0), (("smoothing",), 1.0), (("imported", "class"), 1.0)):
+        settled = settle_student(recipe, more, channels=1, image_size=8, classes=10)
+        assert settled.recipe.student.loss.temperature == temperature
