@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 
 from distill.recipe.load import override, parse_recipe
 from distill.recipe.schema import Recipe
+from distill.report.runs import Run, open_run
 
 TINY = """
 name = "tiny"
@@ -55,3 +57,9 @@ def tiny(tmp_path: Path) -> Callable[..., Recipe]:
         return override(recipe, overrides)
 
     return make
+
+
+@pytest.fixture
+def teacher(trained: Path, tmp_path: Path) -> Run:
+    """A copy of the module's `trained` run folder."""
+    return open_run(Path(shutil.copytree(trained, tmp_path / "tiny")))

@@ -57,11 +57,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_teacher(recipe, ignore).folder
 
 
-@pytest.fixture
-def teacher(trained: Path, tmp_path: Path) -> Run:
-    return open_run(Path(shutil.copytree(trained, tmp_path / "tiny")))
-
-
 @pytest.mark.parametrize("format", FORMATS)
 def test_each_format_from_teacher_to_student(tiny, teacher: Run, format: str) -> None:
     """Exported twice the same bytes; rows are what the format makes of the teacher's logits; verified; learned from."""

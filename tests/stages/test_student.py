@@ -20,7 +20,7 @@ from distill.losses.terms import Sizes
 from distill.recipe.load import override, parse_recipe
 from distill.recipe.losses import CATALOGUE, LossRecipe, settle
 from distill.recipe.schema import Recipe
-from distill.report.runs import Run, open_run
+from distill.report.runs import Run
 from distill.stages.compare import compare
 from distill.stages.export import export_teacher
 from distill.stages.finished import load_teacher, teacher_weights
@@ -50,11 +50,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     recipe = override(parse_recipe(TINY, "tiny.toml", [f'checkpoints="{folder}"']), SHORT)
     return run_teacher(recipe, ignore).folder
-
-
-@pytest.fixture
-def teacher(trained: Path, tmp_path: Path) -> Run:
-    return open_run(Path(shutil.copytree(trained, tmp_path / "tiny")))
 
 
 @pytest.fixture
