@@ -260,12 +260,12 @@ def _compare(recipe: Recipe, comparing: bool) -> Iterator[str]:
             yield f"[compare] {name}: found {twice!r} twice, expected each once"
     if min(compare.seeds) < 0:
         yield f"[compare] seeds: found {min(compare.seeds)}, expected seeds of at least 0"
-    if len(compare.temperatures) > 1 and recipe.data.validation == 0:
+    if comparing and len(compare.temperatures) > 1 and recipe.data.validation == 0:
         yield (
             "[compare] temperatures: found several with no validation images to choose by, "
             "expected [data] validation above 0, or one temperature"
         )
-    if compare.temperatures and "temperature" not in CATALOGUE[recipe.student.loss.name].reads:
+    if comparing and compare.temperatures and "temperature" not in CATALOGUE[recipe.student.loss.name].reads:
         yield (
             f'[compare] temperatures: given, but the loss "{recipe.student.loss.name}" has none; leave them out, or '
             "set [student.loss] name"

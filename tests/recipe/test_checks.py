@@ -70,8 +70,6 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     (("compare.seeds=-1,2",), "[compare] seeds"),
     (("compare.teachers=class,class",), "[compare] teachers"),
     (("compare.temperatures=1,4,4",), "[compare] temperatures"),
-    (("compare.temperatures=1,4", "data.validation=0"), "[compare] temperatures"),
-    (("compare.temperatures=4", "student.loss.name=ce"), "[compare] temperatures"),
     (("export.format=topk", "student.loss.temperature=1"), "[export] k"),
     (("export.k=5",), "[export] k"),
     (TOP_K, "[export] format"),
@@ -206,3 +204,14 @@ def test_rules_do_not_hide_each_other() -> None:
     apart = [BROKEN[i] for i in (3, 12, 15, 19, 26, 35)]
     for (first, one), (second, two) in itertools.combinations(apart, 2):
         assert {line.split(":")[0] for line in problems(changed(*first, *second))} >= {one, two}
+
+
+@pytest.mark.parametrize(
+    "assignments",
+    [("compare.temperatures=1,4", "data.validation=0"), ("compare.temperatures=4", "student.loss.name=ce")],
+)
+def test_what_a_comparison_cannot_do_does_not_stop_a_student(assignments: tuple[str, ...]) -> None:
+    recipe = changed(*assignments)
+    assert problems(recipe) == []
+    (line,) = problems(recipe, comparing=True)
+    assert line.startswith("[compare] temperatures")
