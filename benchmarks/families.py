@@ -348,14 +348,13 @@ def table(rows: Sequence[Row], command: str) -> str:
     return "\n".join([*head, *(_line(row) for row in rows), ""])
 
 
-def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(given: Sequence[str] | None, description: str | None, cache: str) -> argparse.Namespace:
+    """What a sweep over the families is told; `cache` is where its rows lie unless it is told."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     limits = Limits()
     parser.add_argument("--jobs", type=int, default=1, help="families at once, each on one thread")
     parser.add_argument("--only", action="append", metavar="FAMILY", help="this family; may be repeated")
-    parser.add_argument(
-        "--cache", type=Path, default=Path("checkpoints/families"), help="folder for rows that are done"
-    )
+    parser.add_argument("--cache", type=Path, default=Path(cache), help="folder for rows that are done")
     parser.add_argument("--out", type=Path, help="where the page goes; default: standard output")
     parser.add_argument("--fresh", action="store_true", help="forget the rows in the cache")
     parser.add_argument("--seconds", type=float, default=limits.seconds, help="limit for one family")
@@ -367,7 +366,7 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 
 def main(given: Sequence[str] | None = None) -> None:
     """Writes the page."""
-    arguments = _arguments(given)
+    arguments = arguments_of(given, __doc__, "checkpoints/families")
     torch.set_num_threads(1)
     limits = Limits(arguments.seconds, arguments.gibibytes, arguments.parameters)
     if arguments.worker:

@@ -11,7 +11,6 @@ are kept in the cache folder (rows.jsonl): the same command goes on where it sto
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import shlex
@@ -354,24 +353,9 @@ def table(rows: Sequence[Row], command: str) -> str:
     return "\n".join([*head, *(_line(row) for row in rows), ""])
 
 
-def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1, help="families at once, each on one thread")
-    parser.add_argument("--only", action="append", metavar="FAMILY", help="this family; may be repeated")
-    parser.add_argument(
-        "--cache", type=Path, default=Path("checkpoints/families-students"), help="for rows that are done"
-    )
-    parser.add_argument("--out", type=Path, help="where the page goes; default: standard output")
-    parser.add_argument("--fresh", action="store_true", help="forget the rows in the cache")
-    for name, value in asdict(families.Limits()).items():
-        parser.add_argument(f"--{name}", type=float, default=value, help="limit for one family")
-    parser.add_argument("--worker", metavar="FAMILY", help=argparse.SUPPRESS)
-    return parser.parse_args(given)
-
-
 def main(given: Sequence[str] | None = None) -> None:
     """Writes the page."""
-    arguments = _arguments(given)
+    arguments = families.arguments_of(given, __doc__, "checkpoints/families-students")
     torch.set_num_threads(1)
     limits = families.Limits(arguments.seconds, arguments.gibibytes, arguments.parameters)
     if arguments.worker:
