@@ -123,8 +123,13 @@ def _refuse_pickle(path: Path, only: tuple[str, ...] = ()) -> None:
     """Every file that is not called a safetensors file is refused unopened; with `only`, those with such an ending."""
     if path.name.lower().endswith(SAFETENSORS) or (only and not path.name.lower().endswith(only)):
         return
-    suffix = next((suffix for suffix in sorted(PICKLED, key=len, reverse=True) if path.name.endswith(suffix)), "")
-    target = f"{str(path).removesuffix(suffix)}{SAFETENSORS}"
+    suffix = next((end for end in sorted(PICKLED, key=len, reverse=True) if path.name.lower().endswith(end)), "")
+    if not suffix:
+        raise StoreError(
+            f"{path}: not a safetensors file, nor called like another file of weights. It was not opened",
+            cure=f"Give a file that ends in {SAFETENSORS}; one of {', '.join(PICKLED)} is told how to become one.",
+        )
+    target = f"{str(path)[: -len(suffix)]}{SAFETENSORS}"
     raise StoreError(
         f"{path}: not a safetensors file. It was not opened: a pickled file can run code when it is",
         cure=f"Convert it, if you trust it: python -c {shlex.quote(_CONVERT % (str(path), target))}",
