@@ -190,7 +190,7 @@ CATALOGUE: Mapping[LossName, LossInfo] = {
     "ols": LossInfo("online label smoothing, no teacher: a control (Zhang 2021)", 0.5, 0.5),
     "tf-kd": LossInfo("a virtual teacher: a control (Yuan 2020)", 0.1, 0.9, {"temperature": 20.0, "mass": 0.99}),
 }
-_SETTINGS = tuple(name for name in TermRecipe.model_fields if not name.endswith("_epochs"))
+SETTINGS = tuple(name for name in TermRecipe.model_fields if not name.endswith("_epochs"))
 
 
 def terms(loss: LossRecipe) -> Iterator[tuple[LossName, TermRecipe]]:
@@ -273,45 +273,11 @@ def _temperature(name: str, own: float, label_rule: str, reasons: list[str]) -> 
     return chosen
 
 
-def problems_of_loss(loss: LossRecipe, epochs: int) -> Iterator[str]:
-    """What the fields of `[student.loss]` ask of each other."""
-    if loss.name in loss.plus:
-        yield f'[student.loss.plus] {loss.name}: found beside name = "{loss.name}", expected another loss'
-    for name, term in terms(loss):
-        place = "[student.loss]" if term is loss else f"[student.loss.plus.{name}]"
-        yield from _unread(place, name, term)
-        ramps = (term.warmup_epochs or 0) + (term.cooldown_epochs or 0)
-        if ramps > epochs:
-            yield (
-                f"{place} warmup_epochs: found {ramps} with cooldown_epochs, expected at most the {epochs} epochs of "
-                "[student]"
-            )
-    if "ce" in loss.plus:
-        yield "[student.loss.plus] ce: its weight is [student.loss] hard_weight; leave it out"
-    info = CATALOGUE[loss.name]
-    given = (loss.hard_weight, loss.soft_weight)
-    if loss.name == "ce" and given != (info.hard, info.soft):  # which `settle` fills in
-        for key in ("hard_weight", "soft_weight"):
-            if (value := getattr(loss, key)) is not None:
-                yield f'[student.loss] {key}: found {value:g}, but the loss "ce" has none; leave it out'
-    hard = info.hard if loss.hard_weight is None else loss.hard_weight
-    if not hard and not list(in_use(loss)):
-        yield "[student.loss] soft_weight: found 0 with hard_weight = 0, expected one of them above 0"
-
-
 def without_unread(loss: LossRecipe) -> LossRecipe:
     """The loss without the settings that it does not read."""
-    unread = [key for key in _SETTINGS if key not in CATALOGUE[loss.name].reads]
+    unread = [key for key in SETTINGS if key not in CATALOGUE[loss.name].reads]
     unread += ["hard_weight", "soft_weight"] if loss.name == "ce" else []
     return loss.model_copy(update=dict.fromkeys(unread))
-
-
-def _unread(place: str, name: LossName, term: TermRecipe) -> Iterator[str]:
-    for key in _SETTINGS:
-        value = getattr(term, key)
-        if value is not None and key not in CATALOGUE[name].reads:
-            shown = f"{value:g}" if isinstance(value, float) else str(value).lower()
-            yield f'{place} {key}: found {shown}, but the loss "{name}" has none; leave it out'
 
 
 def needs_all_logits(loss: LossRecipe) -> str:

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from distill.recipe.losses import CATALOGUE, in_use, needs, needs_all_logits, problems_of_loss, settle
+from distill.recipe.losses import (
+    CATALOGUE,
+    SETTINGS,
+    LossName,
+    LossRecipe,
+    TermRecipe,
+    in_use,
+    needs,
+    needs_all_logits,
+    settle,
+    terms,
+)
 from distill.recipe.schema import LEARNED_RULES, Recipe
 
 
@@ -92,3 +103,37 @@ def _top_k(recipe: Recipe, comparing: bool) -> Iterator[str]:
             f'[export] format: found "topk", but {reason}; expected a temperature of at most 1, format = "int8", or '
             "[student.loss] allow_topk = true (top-10 of 1,000 at T = 4: .5 nats; docs/formats.md)"
         )
+
+
+def problems_of_loss(loss: LossRecipe, epochs: int) -> Iterator[str]:
+    """What the fields of `[student.loss]` ask of each other."""
+    if loss.name in loss.plus:
+        yield f'[student.loss.plus] {loss.name}: found beside name = "{loss.name}", expected another loss'
+    for name, term in terms(loss):
+        place = "[student.loss]" if term is loss else f"[student.loss.plus.{name}]"
+        yield from _unread(place, name, term)
+        ramps = (term.warmup_epochs or 0) + (term.cooldown_epochs or 0)
+        if ramps > epochs:
+            yield (
+                f"{place} warmup_epochs: found {ramps} with cooldown_epochs, expected at most the {epochs} epochs of "
+                "[student]"
+            )
+    if "ce" in loss.plus:
+        yield "[student.loss.plus] ce: its weight is [student.loss] hard_weight; leave it out"
+    info = CATALOGUE[loss.name]
+    given = (loss.hard_weight, loss.soft_weight)
+    if loss.name == "ce" and given != (info.hard, info.soft):  # which `settle` fills in
+        for key in ("hard_weight", "soft_weight"):
+            if (value := getattr(loss, key)) is not None:
+                yield f'[student.loss] {key}: found {value:g}, but the loss "ce" has none; leave it out'
+    hard = info.hard if loss.hard_weight is None else loss.hard_weight
+    if not hard and not list(in_use(loss)):
+        yield "[student.loss] soft_weight: found 0 with hard_weight = 0, expected one of them above 0"
+
+
+def _unread(place: str, name: LossName, term: TermRecipe) -> Iterator[str]:
+    for key in SETTINGS:
+        value = getattr(term, key)
+        if value is not None and key not in CATALOGUE[name].reads:
+            shown = f"{value:g}" if isinstance(value, float) else str(value).lower()
+            yield f'{place} {key}: found {shown}, but the loss "{name}" has none; leave it out'

@@ -17,9 +17,9 @@ from distill.recipe.losses import (
     in_use,
     needs,
     needs_all_logits,
-    problems_of_loss,
     settle,
 )
+from distill.recipe.student_checks import problems_of_loss
 
 RULES = ("onehot", "smoothing", "class", "instance", "imported")
 
