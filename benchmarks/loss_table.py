@@ -86,8 +86,10 @@ def train_student(path: Path, seed: int, name: str, loss: Sequence[str], overrid
 
 
 def inputs_of(recipe: Recipe, name: str) -> str:
-    """Of everything in the recipe that decides a cell."""
-    return digest({"loss": name, "recipe": recipe.model_dump(mode="json", exclude={"name", "checkpoints"})})
+    """Of all that the recipe sets and that decides a cell. What it leaves alone is left out: a program that has learned
+    one more field would otherwise run hours of cells again that it does not touch."""
+    set_here = recipe.model_dump(mode="json", exclude={"name", "checkpoints"}, exclude_defaults=True)
+    return digest({"loss": name, "recipe": set_here})
 
 
 def as_cell(run: Run, stage: str, name: str, told: str, inputs: str) -> Cell:
@@ -159,14 +161,17 @@ def interval(values: Sequence[float], digits: int, sign: str = "") -> str:
     return f"{mean} ± {half:.{digits}f}"
 
 
-def page(cells: Sequence[Cell], recipe: Path, seeds: Sequence[int], failed: Sequence[str]) -> str:
+def page(
+    cells: Sequence[Cell], recipe: Path, seeds: Sequence[int], overrides: Sequence[str], failed: Sequence[str]
+) -> str:
     """The document."""
     machine = host()
+    given = "".join(f" --set {override}" for override in overrides)
     commits = ", ".join(sorted({cell.commit for cell in cells}))
     head = [
         f"# One pair of networks, every loss: {recipe}",
         "",
-        f"Made by `python benchmarks/loss_table.py {recipe} --seeds {','.join(map(str, seeds))}`. Test part of the "
+        f"Made by `python benchmarks/loss_table.py {recipe} --seeds {','.join(map(str, seeds))}{given}`. Test part of the "
         "recipe's data, mean and 95 % interval (Student's t) over the seeds; each seed has its own split, teacher and "
         "student. Accuracy, NLL and ECE after the last epoch; *best epoch* is the test accuracy of the epoch that "
         "validation chose; agreement with the teacher is that of the last epoch, on the training views. Differences in "
@@ -210,7 +215,7 @@ def main() -> None:
     wanted = given.only.split(",") if given.only else list(losses)
     cells = read(given.results)
     failed = run(given, cells, seeds, {name: losses[name] for name in wanted})
-    text = page(list(cells.values()), given.recipe, seeds, failed)
+    text = page(list(cells.values()), given.recipe, seeds, given.overrides, failed)
     print(text)
     if given.out:
         given.out.write_text(text)
