@@ -63,8 +63,8 @@ def teacher_recipe(path: Path, seed: int, overrides: Sequence[str]) -> Recipe:
 def losses_of(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     """Every loss that the teacher's labels allow, and LSKD."""
     learned = recipe.teacher.labels.rule in ("class", "instance")
-    names = [name for name in CATALOGUE if name != "labels" or learned]
-    return {name: (f"student.loss.name={name}",) for name in names} | VARIANTS
+    names = [str(name) for name in CATALOGUE if name != "labels" or learned]
+    return {**{name: (f"student.loss.name={name}",) for name in names}, **VARIANTS}
 
 
 def train_teacher(path: Path, seed: int, overrides: Sequence[str]) -> Cell:
@@ -171,8 +171,8 @@ def page(
     head = [
         f"# One pair of networks, every loss: {recipe}",
         "",
-        f"Made by `python benchmarks/loss_table.py {recipe} --seeds {','.join(map(str, seeds))}{given}`. Test part of the "
-        "recipe's data, mean and 95 % interval (Student's t) over the seeds; each seed has its own split, teacher and "
+        f"Made by `python benchmarks/loss_table.py {recipe} --seeds {','.join(map(str, seeds))}{given}`. Test part of "
+        "the recipe's data, mean and 95 % interval (Student's t) over the seeds; each seed has its own split, teacher and "
         "student. Accuracy, NLL and ECE after the last epoch; *best epoch* is the test accuracy of the epoch that "
         "validation chose; agreement with the teacher is that of the last epoch, on the training views. Differences in "
         "accuracy are paired by seed. Each loss has its own default settings (`distill list losses`); none was tuned. "
