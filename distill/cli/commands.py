@@ -205,6 +205,28 @@ def bench(
 
 
 @app.command()
+def labels(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder of a teacher, or its name.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the files go; RUN/figures.")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, max=400, help="Rows of a table, images of a sheet.")] = 24,
+    overrides: Overrides = [],  # noqa: B006
+    as_json: AsJson = False,
+) -> None:
+    """Look at learned labels: confused classes, suspected label errors (tables, pictures, CSV)."""
+    found, recipe = _teacher_run(run, overrides)
+    from distill.stages.labels import look_at_labels
+
+    with _console(False, as_json) as listener:
+        report = look_at_labels(found, recipe, listener, out=out, top=top)
+    if as_json:
+        print_json(report.record())
+    else:
+        from distill.report.console import console, print_labels
+
+        print_labels(console(), report)
+
+
+@app.command()
 def verify(
     path: Annotated[Path, typer.Argument(help="A run folder, a store or a folder of learned labels.")],
     again: Annotated[

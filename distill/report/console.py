@@ -9,8 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from distill.report.comparison import Comparison
+from distill.report.label_report import LabelReport, printable
+from distill.report.labels import Judged
 from distill.report.runs import Run
 
 # Without a terminal there is no width to keep to: a log should hold whole words.
@@ -20,6 +23,9 @@ _CAPTION = (
     "Accuracy, NLL and ECE on the test part and accuracy on validation, after the last epoch; test accuracy of the "
     "epoch that validation chose; share of the training labels that are true, given -> learned."
 )
+
+_MASS = "Mass: mean probability that labels given as the first class have learned for the second."
+_SUSPECTED = "Suspected: images given as the first whose likeliest class is the second."
 
 
 def console() -> Console:
@@ -59,6 +65,80 @@ def print_comparison(
             "distill check recipes/fashion.toml",
         ],
     )
+
+
+def print_labels(console: Console, report: LabelReport) -> None:
+    """What a teacher's labels have learned: a line, the confused classes, the suspected images, where the files lie."""
+    what = "images" if report.kind == "instance" else "classes"
+    _line(
+        console,
+        f"{report.run}: labels of {report.rows:,} {what}, {report.classes:,} classes, mean over the last epochs: "
+        f"{_share(report.differing)} % differ from the given ones, entropy {report.entropy:.3f} nats, "
+        f"{_share(report.saturated)} % saturated, {_share(report.touched)} % updated",
+    )
+    if report.judged is not None:
+        _line(console, _judgement(report.judged))
+    if report.confusions:
+        console.print(_confusions(report))
+        console.print(_MASS if report.kind == "class" else f"{_MASS} {_SUSPECTED}", highlight=False)
+    if report.suspects:
+        console.print(_suspects(report))
+        console.print("Confidence: probability of the learned class.", highlight=False)
+    for name, path in report.files.items():
+        _line(console, f"{name.replace('_', ' ')}: {path}")
+    for note in report.notes:
+        _line(console, f"note: {printable(note)}")
+
+
+def _judgement(judged: Judged) -> str:
+    right = f"labels right {_share(judged.right_before)} -> {_share(judged.right_after)} %"
+    if judged.recall is None:
+        return f"planted noise: {right}"
+    scores = [("precision", judged.precision), ("recall", judged.recall), ("F1", judged.f1)]
+    suspected = ", ".join(f"{name} {_share(value)} %" for name, value in scores)
+    return (
+        f"planted noise: {_share(judged.wrong)} % of the given labels are wrong; suspected ones: {suspected}; {right}"
+    )
+
+
+def _confusions(report: LabelReport) -> Table:
+    images = report.kind == "instance"
+    table = Table("given", "learned", title="most confused classes")
+    for header in ("mass", *(("suspected",) if images else ())):
+        table.add_column(header, justify="right")
+    for pair in report.confusions:
+        numbers = [f"{pair.mass:.4f}", *([f"{pair.images:,}"] if images else [])]
+        table.add_row(_name(pair.given), _name(pair.learned), *numbers)
+    return table
+
+
+def _suspects(report: LabelReport) -> Table:
+    paths = any(suspect.path for suspect in report.suspects)
+    truth = any(suspect.true is not None for suspect in report.suspects)
+    title = f"suspected label errors: {len(report.suspects):,} of {report.suspected:,}, the most confident first"
+    table = Table(title=title)
+    table.add_column("image", justify="right")
+    for header in (*(("file",) if paths else ()), "given", "learned"):
+        table.add_column(header, overflow="fold")
+    for header in ("confidence", "given keeps"):
+        table.add_column(header, justify="right")
+    if truth:
+        table.add_column("true", overflow="fold")
+    for suspect in report.suspects:
+        file = [_name(suspect.path)] if paths else []
+        true = [_name(suspect.true or "")] if truth else []
+        shares = [f"{suspect.confidence:.3f}", f"{suspect.given_probability:.3f}"]
+        table.add_row(str(suspect.index), *file, _name(suspect.given), _name(suspect.learned), *shares, *true)
+    return table
+
+
+def _name(text: str) -> Text:
+    """As it is, whatever rich would make of it."""
+    return Text(printable(text))
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
 def _next(console: Console, commands: Sequence[str]) -> None:

@@ -3,68 +3,94 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from distill.report.label_report import Suspect, printable
 from distill.store.atomic import writable_folder, write_bytes
 
 COLUMNS = 8
-RIGHT, WRONG = "#1a7f37", "#b3261e"
+THUMBNAIL = 160  # pixels: as large as an image of a contact sheet is drawn
+RIGHT, WRONG, UNKNOWN = "#1a7f37", "#b3261e", "#1f2328"
+QUIET = "#59636e"
 
 
-def suspected_errors(
-    path: Path,
-    *,
-    images: NDArray[np.uint8],
-    given: Sequence[str],
-    learned: Sequence[str],
-    true: Sequence[str],
-    confidence: Sequence[float],
+def contact_sheet(
+    path: Path, images: Sequence[NDArray[np.uint8]], suspects: Sequence[Suspect], *, planted: bool
 ) -> None:
-    """A contact sheet: image, given label, learned label. Green where the learned label is the true one, red where not.
+    """Images whose learned label is not the given one.
 
     Args:
         path: a PNG.
-        images: uint8 [K, H, W, ch], ch of 1 or 3.
-        given: names, K of them.
-        learned: names.
-        true: names, where they are known: for the colour only.
-        confidence: probability on the learned label.
+        images: K of them, uint8 [h, w, 3], or [h, w] where they are grey.
+        suspects: their labels.
+        planted: whether labels were made wrong on purpose: then what was learned rightly is green, and the rest red.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     count = max(len(images), 1)
     columns = min(COLUMNS, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(1.75 * columns, 2.35 * rows + 0.7), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(max(1.75 * columns, 6.5), 2.3 * rows + 0.5)
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
-    for k, image in enumerate(images):
-        axes[k].imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", interpolation="nearest")
-        colour = RIGHT if learned[k] == true[k] else WRONG
-        title = f"given {_short(given[k])}\nlearned {_short(learned[k])} ({confidence[k]:.2f})"
-        axes[k].set_title(title, fontsize=8.5, color=colour)
-    right = sum(a == b for a, b in zip(learned, true, strict=True))
-    note = f"{len(images)} training images whose learned label differs most surely from the given one"
-    figure.suptitle(
-        f"{note}; {right} of them rightly (green)" if len(images) else "no suspected label errors", fontsize=10
-    )
-    _save(figure, path)
+    for axis, image, suspect in zip(axes, images, suspects, strict=False):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
+        colour = (RIGHT if suspect.learned == suspect.true else WRONG) if planted else UNKNOWN
+        title = f"given {short(suspect.given)}\nlearned {short(suspect.learned)} ({suspect.confidence:.2f})"
+        axis.set_title(title, fontsize=8.5, color=colour, parse_math=False)
+        beneath = {"ha": "center", "va": "top", "transform": axis.transAxes}
+        axis.text(0.5, -0.03, f"image {suspect.index}", fontsize=7, color=QUIET, **beneath)
+    figure.suptitle(_heading(suspects, planted), fontsize=10)
+    save(figure, path)
 
 
-def _short(name: str, length: int = 14) -> str:
+def _heading(suspects: Sequence[Suspect], planted: bool) -> str:
+    if not suspects:
+        return "no suspected label errors"
+    plural = "" if len(suspects) == 1 else "s"
+    note = f"{len(suspects)} training image{plural} whose learned label differs most confidently from the given one"
+    right = sum(suspect.learned == suspect.true for suspect in suspects)
+    return f"{note}; {right} of them rightly (green)" if planted else note
+
+
+def thumbnail(image: NDArray[np.uint8], side: int = THUMBNAIL) -> NDArray[np.uint8]:
+    """uint8 [H, W, ch] -> uint8 [h, w, ch], or [h, w] of one channel; scaled down until no side is longer."""
+    pixels = image[..., 0] if image.shape[-1] == 1 else image
+    longest = max(pixels.shape[:2])
+    if longest <= side:
+        return pixels
+    height, width = (max(1, round(length * side / longest)) for length in pixels.shape[:2])
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize((width, height), Image.Resampling.BOX))
+
+
+def short(name: str, length: int = 14) -> str:
+    """A name that fits beside others, in characters that can be drawn."""
+    name = printable(name)
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _save(figure: Any, path: Path) -> None:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches, that no window belongs to."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Writes a PNG in one stroke; its folder is made if need be."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # A class name in a script that the font lacks is drawn as boxes; the CSV file has it in letters.
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     writable_folder(path.parent)
     write_bytes(path, buffer.getvalue())

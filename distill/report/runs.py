@@ -6,12 +6,12 @@ import fcntl
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,10 +19,18 @@ from distill.errors import RecipeError, RunError
 from distill.recipe.importing import is_elsewhere
 from distill.recipe.load import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe
-from distill.store.atomic import is_temporary, read_json, sha256_of, writable_folder, write_bytes, write_json
+from distill.store.atomic import (
+    is_temporary,
+    parse_json,
+    read_json,
+    sha256_of,
+    writable_folder,
+    write_bytes,
+    write_json,
+)
 from distill.store.manifest import installed_versions
 
-RECIPE, RECORD = "recipe.toml", "run.json"
+RECIPE, RECORD, METRICS = "recipe.toml", "run.json", "metrics.jsonl"
 
 
 class _Closed(BaseModel):
@@ -76,6 +84,20 @@ class Run:
         """Of a finished stage."""
         return self.record.stages[stage].metrics
 
+    def epochs(self, stage: str) -> dict[int, dict[str, float]]:
+        """What metrics.jsonl says of a stage's epochs, counted from 0; without what is missing, torn or not finite."""
+        try:
+            text = (self.folder / METRICS).read_text("utf-8", "replace")
+        except OSError:
+            return {}
+        entries = [_entry(line) for line in text.split("\n")]
+        lines = [entry for entry in entries if (entry.get("event"), entry.get("stage")) == ("epoch", stage)]
+        return {
+            line["epoch"]: {name: value for name, value in line["metrics"].items() if type(value) in (int, float)}
+            for line in lines
+            if type(line.get("epoch")) is int and isinstance(line.get("metrics"), dict)
+        }
+
     def finish(
         self,
         stage: str,
@@ -113,6 +135,14 @@ class Run:
     def _replace(self, record: RunRecord) -> None:
         write_json(self.folder / RECORD, record.model_dump(mode="json"))
         self.record = record
+
+
+def _entry(line: str) -> dict[str, Any]:
+    """A line of metrics.jsonl; empty where it is none."""
+    with suppress(ValueError):
+        entry = parse_json(line)
+        return entry if isinstance(entry, dict) else {}
+    return {}
 
 
 def make_run(

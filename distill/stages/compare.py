@@ -14,9 +14,9 @@ from distill.recipe.load import dump_recipe
 from distill.recipe.schema import LabelRule, Recipe
 from distill.report.comparison import Arm, Comparison
 from distill.report.runs import RECORD, Run, program_commit
+from distill.stages.labels import draw_suspects
 from distill.stages.pipeline import run_teacher
 from distill.stages.student import train_student
-from distill.stages.suspects import draw_suspects
 from distill.store.atomic import writable_folder, write_bytes
 from distill.training.events import Listener, Notice
 

@@ -20,7 +20,7 @@ from distill.models.maps import MapHook, Stage, as_row, find_stages
 from distill.recipe.digest import digest, teacher_digest
 from distill.recipe.importing import LOCAL_DIR, TIMM
 from distill.recipe.schema import Recipe
-from distill.report.runs import RECIPE, Run
+from distill.report.runs import RECIPE, Run, StageRecord
 from distill.stages.common import as_teacher_sees, model_spec, teacher_inputs
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights
@@ -125,12 +125,7 @@ def teacher_weights(run: Run, recipe: Recipe, data: ImageData) -> tuple[Path, st
         RunError: the run is a student's, the teacher is not finished or was trained by another recipe or on other data,
             or its file was changed.
     """
-    if run.record.kind != "teacher":
-        raise RunError(f"{run.folder}: this is a student", cure=f"its teacher is {run.folder.resolve().parents[1]}.")
-    record = run.record.stages.get("teacher")
-    if record is None:
-        again = shlex.join(_made_by(recipe, run.folder.resolve()))
-        raise RunError(f"{run.folder}: its teacher is not finished", cure=f"run `{again}`.")
+    record = finished_teacher(run, recipe)
     if record.digest != teacher_inputs(recipe, data):
         raise RunError(
             f"{run.folder}: its teacher was trained by another recipe, on other images or with other given labels",
@@ -144,6 +139,21 @@ def teacher_weights(run: Run, recipe: Recipe, data: ImageData) -> tuple[Path, st
             cure=f"restore the file; or delete it and run `{shlex.join(_made_by(recipe, run.folder.resolve()))}`.",
         )
     return path, expected
+
+
+def finished_teacher(run: Run, recipe: Recipe) -> StageRecord:
+    """The record of the run's teacher.
+
+    Raises:
+        RunError: the run is a student's, or the teacher is not finished.
+    """
+    if run.record.kind != "teacher":
+        raise RunError(f"{run.folder}: this is a student", cure=f"its teacher is {run.folder.resolve().parents[1]}.")
+    record = run.record.stages.get("teacher")
+    if record is None:
+        again = shlex.join(_made_by(recipe, run.folder.resolve()))
+        raise RunError(f"{run.folder}: its teacher is not finished", cure=f"run `{again}`.")
+    return record
 
 
 def _made_by(recipe: Recipe, folder: Path) -> list[str]:
