@@ -57,7 +57,7 @@ from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Training
 from distill.bilevel.unrolled import Unrolled
 from distill.data.loader import Batch, open_data, training_batches
 from distill.errors import DataError
-from distill.labels.rules import Learned
+from distill.labels.learned import Learned
 from distill.labels.tables import instance_table
 from distill.losses.soft import cross_entropy, soft_cross_entropy
 from distill.models import zoo

@@ -31,7 +31,7 @@ from distill.bilevel.step import Training
 from distill.data.loader import Batch
 from distill.data.memory import open_digits
 from distill.errors import BilevelError, ModelError
-from distill.labels.rules import Learned
+from distill.labels.learned import Learned
 from distill.labels.tables import instance_table
 from distill.models import zoo
 from distill.models.build import build

@@ -12,7 +12,7 @@ from distill.bilevel.estimators import from_state, state_of
 from distill.bilevel.lookahead import laid_out_like_parameters
 from distill.bilevel.targets import Target
 from distill.errors import BilevelError
-from distill.labels.rules import Learned
+from distill.labels.learned import Learned
 
 
 class LabelStep:
@@ -41,9 +41,18 @@ class LabelStep:
         self.finite = finite if self.finite is None else self.finite & finite
         # Without lr/B the label step means the same at every batch size and point of the schedule.
         scale = inner.images.shape[0] / inner.look_ahead.lr
+        answers = inner.log_probabilities.exp() if self.rule.reads_answers else None
         if target.shares is not None:
             gradient = torch.cat([gradient, gradient])
-        self.rule.learn(target.indices, target.given, target.parts, gradient, scale=scale, shares=target.shares)
+        self.rule.learn(
+            target.indices,
+            target.given,
+            target.parts,
+            gradient,
+            scale=scale,
+            shares=target.shares,
+            answers=answers,
+        )
 
     def _averaged(self, r: Tensors) -> Tensors:
         if self.decay == 0:

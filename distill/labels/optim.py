@@ -13,16 +13,22 @@ import torch
 from torch import Tensor
 
 from distill.errors import BilevelError
-from distill.kernels import dispatch
+from distill.kernels import dispatch, reference
 from distill.labels.tables import LabelTable, restore
 
-OptimizerName = Literal["sgd", "adam"]
+OptimizerName = Literal["sgd", "normalised", "adam"]
 # Kingma and Ba, "Adam", arXiv 1412.6980, algorithm 1; torch's defaults too.
 BETAS, EPS = (0.9, 0.999), 1e-8
 
 
 class RowOptimizer(Protocol):
-    """Moves rows phi [R, C] of one table against a gradient."""
+    """Moves rows phi [R, C] of one table against a gradient.
+
+    Attributes:
+        step: the label step, [] on the table's device; may be filled anew at any time.
+    """
+
+    step: Tensor
 
     @property
     def touched(self) -> Tensor:
@@ -88,6 +94,32 @@ class RowSGD:
         restore(self.state_dict(), state)
 
 
+class RowNormalised:
+    """phi <- phi - step * g / |g|, for touched rows only: every row moves as far, however sure its gradient is."""
+
+    def __init__(self, table: LabelTable, *, step: float) -> None:
+        self.table = table
+        self.step = _number(step, table)
+        self.touched = _per_row(table, torch.bool)
+
+    def update(self, rows: Tensor, gradient: Tensor) -> None:
+        """See `RowOptimizer`. A row whose gradient is 0 stays."""
+        g = reference.combine_repeats(rows, gradient, mean=self.table.kind == "class")
+        length = g.norm(dim=-1, keepdim=True)
+        direction = torch.where(length > 0, g / length, 0.0)
+        phi = self.table.phi
+        phi[rows] = (phi[rows] - self.step * direction).to(phi.dtype)  # repeats write the same value
+        self.touched[rows] = True
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """See `RowOptimizer`."""
+        return {"touched": self.touched}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """See `RowOptimizer`."""
+        restore(self.state_dict(), state)
+
+
 class RowAdam:
     """Adam on touched rows only. Each row has a clock of its own, which stands still while the row is not touched."""
 
@@ -131,15 +163,17 @@ def row_optimizer(
     """The optimiser that a recipe names.
 
     Raises:
-        BilevelError: momentum for Adam, which has moments of its own.
+        BilevelError: momentum for other rows than SGD's.
     """
     if name == "sgd":
         return RowSGD(table, step=step, momentum=momentum, backend=backend)
     if momentum > 0:
         raise BilevelError(
-            f"learned labels: momentum is {momentum:g} with Adam rows, which have moments of their own",
+            f"learned labels: momentum is {momentum:g} with {name} rows, which have none, or moments of their own",
             cure='leave momentum at 0, or set optimizer = "sgd".',
         )
+    if name == "normalised":
+        return RowNormalised(table, step=step)
     return RowAdam(table, step=step, backend=backend)
 
 

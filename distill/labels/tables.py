@@ -1,7 +1,12 @@
-"""Label tables: labels as parameters, y = softmax(phi), or y = phi kept on the simplex.
+"""Label tables: labels as parameters.
 
-A class table [C, C] has a row for each given class, an instance table [N, C] one for each training image. Whatever is
-wrong with one is said where it is made: later the host does not look at it, since looking waits for the device.
+    softmax      y = softmax(phi + prior)
+    projected    y = phi, put back on the simplex after each step
+    fixed-mass   y = m onehot(given) + (1 - m) softmax of phi over the other classes
+
+A class table [C, C] has a row for each given class, an instance table [N, C] one for each training image; an instance
+table may stand on a class prior [C, C], whose row of the given class is added to its own. Whatever is wrong with one is
+said where it is made: later the host does not look at it, since looking waits for the device.
 """
 
 from __future__ import annotations
@@ -15,9 +20,10 @@ import torch
 from torch import Tensor
 
 from distill.errors import DataError, StoreError
+from distill.kernels import reference
 
 Kind = Literal["class", "instance"]
-Parametrisation = Literal["softmax", "projected"]
+Parametrisation = Literal["softmax", "projected", "fixed-mass"]
 
 SMALLEST = 1e-6  # probability that a projected label keeps on every class: from exactly 0 it would hardly return
 _MADE_BY = "make tables with `class_table` and `instance_table`."
@@ -51,7 +57,9 @@ class LabelTable:
     given: Tensor  # int64 [R]: the label that each row started from
     images: Tensor  # int64 [R]: source index of each row's image; for a class table 0..C-1
     position: Tensor  # int64: source index -> row, R where there is none; empty for a class table
-    parametrisation: Parametrisation = "softmax"  # "projected": phi are the labels themselves
+    parametrisation: Parametrisation = "softmax"
+    mass: float = 0.0  # on the given class at first; m of "fixed-mass"
+    prior: Tensor | None = None  # [C, C]: what the rows of a given class share, added to phi; of "softmax" only
 
     def __post_init__(self) -> None:
         phi = self.phi
@@ -72,10 +80,29 @@ class LabelTable:
             if tensor.device != phi.device:
                 raise DataError(f"label table: {name} is on {tensor.device}, phi on {phi.device}", cure=_MADE_BY)
 
+        if self.prior is not None and (self.parametrisation != "softmax" or self.kind != "instance"):
+            raise DataError(
+                f"label table: a class prior with {self.kind} rows, {self.parametrisation}; expected instance rows "
+                "that are logits",
+                cure=_MADE_BY,
+            )
+
     @property
     def classes(self) -> int:
         """C."""
         return self.phi.shape[1]
+
+    @property
+    def plain(self) -> bool:
+        """Whether a label is the softmax of its row and nothing else, as the kernels take it."""
+        return self.parametrisation == "softmax" and self.prior is None
+
+    def of_prior(self) -> LabelTable:
+        """The class prior as a class table of its own, in the same memory."""
+        assert self.prior is not None
+        every = torch.arange(self.classes, device=self.phi.device)
+        nowhere = torch.empty(0, dtype=torch.int64, device=self.phi.device)
+        return LabelTable("class", self.prior, every, every, nowhere)
 
     def rows(self, indices: Tensor, given: Tensor) -> Tensor:
         """The row of each image: int64 source indices [B] and given labels [B] -> int64 [B]."""
@@ -83,11 +110,21 @@ class LabelTable:
 
     def labels(self, rows: Tensor) -> Tensor:
         """Labels of some rows: int64 [B] -> [B, C]."""
-        return self._probabilities(self.phi[rows])
+        return self._probabilities(self.phi[rows], self.given[rows])
 
     def all_labels(self) -> Tensor:
         """Every row's label, [R, C]."""
-        return self._probabilities(self.phi)
+        return self._probabilities(self.phi, self.given)
+
+    def gradient(self, labels: Tensor, given: Tensor, derivative: Tensor) -> Tensor:
+        """dL/dphi from dL/dy: labels y [B, C], given labels of the rows int64 [B], dL/dy [B, C] -> [B, C]."""
+        if self.parametrisation == "projected":
+            return derivative
+        if self.parametrisation == "fixed-mass":
+            # The rest y of mass 1 - m is (1 - m) softmax: dy_c = y_c (dphi_c - sum_k y_k dphi_k / (1 - m)).
+            y = labels.scatter(1, given.unsqueeze(1), 0.0)
+            return y * (derivative - (y * derivative).sum(-1, keepdim=True) / (1.0 - self.mass))
+        return reference.row_gradient(labels, derivative, torch.ones((), device=labels.device))
 
     def project_(self, rows: Tensor) -> None:
         """Puts rows int64 [B], repeats allowed, back on the simplex, which a step leaves if they are labels themselves.
@@ -98,8 +135,15 @@ class LabelTable:
             moved = self.phi[rows].clamp_min(SMALLEST)
             self.phi[rows] = moved / moved.sum(-1, keepdim=True)  # repeats write the same value
 
-    def _probabilities(self, phi: Tensor) -> Tensor:
-        return torch.softmax(phi, dim=-1) if self.parametrisation == "softmax" else phi.clone()
+    def _probabilities(self, phi: Tensor, given: Tensor) -> Tensor:
+        """phi [B, C] and the rows' given labels [B] -> [B, C]."""
+        if self.parametrisation == "projected":
+            return phi.clone()
+        if self.parametrisation == "fixed-mass":
+            at = given.unsqueeze(1)
+            rest = torch.softmax(phi.scatter(1, at, -math.inf), dim=-1) * (1.0 - self.mass)
+            return rest.scatter(1, at, self.mass)
+        return torch.softmax(phi if self.prior is None else phi + self.prior[given], dim=-1)
 
 
 def class_table(
@@ -107,14 +151,20 @@ def class_table(
 ) -> LabelTable:
     """One row for each class, [C, C].
 
+    Args:
+        classes: C, at least 2.
+        true_class_mass: probability on the given class, in (0, 1), at first or, "fixed-mass", for good.
+        device: where the table lives.
+        parametrisation: of the labels.
+
     Raises:
-        DataError: fewer than two classes, or a mass outside (0, 1).
+        DataError: fewer than two classes (three of "fixed-mass"), or a mass outside (0, 1).
     """
-    _check_start(classes, true_class_mass)
+    _check_start(classes, true_class_mass, parametrisation)
     every = torch.arange(classes, device=device)
     phi = _initial(every, classes, true_class_mass, parametrisation)
     nowhere = torch.empty(0, dtype=torch.int64, device=device)
-    return LabelTable("class", phi, every, every, nowhere, parametrisation)
+    return LabelTable("class", phi, every, every, nowhere, parametrisation, true_class_mass)
 
 
 def instance_table(
@@ -124,6 +174,8 @@ def instance_table(
     true_class_mass: float,
     device: torch.device,
     parametrisation: Parametrisation = "softmax",
+    *,
+    with_prior: bool = False,
 ) -> LabelTable:
     """One row for each training image, [N, C].
 
@@ -131,14 +183,15 @@ def instance_table(
         images: distinct source indices, int64 [N].
         given: their labels, int64 [N], in [0, C).
         classes: C, at least 2.
-        true_class_mass: probability on the given class, in (0, 1).
+        true_class_mass: probability on the given class, in (0, 1), at first or, "fixed-mass", for good.
         device: where the table lives.
         parametrisation: of the labels.
+        with_prior: rows stand on a class prior, which starts at 0.
 
     Raises:
         DataError: one of these is not so.
     """
-    _check_start(classes, true_class_mass)
+    _check_start(classes, true_class_mass, parametrisation)
     for name, tensor in (("images", images), ("given", given)):
         if tensor.dtype != torch.int64 or tensor.shape != (images.numel(),) or tensor.numel() == 0:
             found = f"{tensor.dtype} {list(tensor.shape)}"
@@ -161,18 +214,23 @@ def instance_table(
             cure="name each training image once.",
         )
     phi = _initial(given, classes, true_class_mass, parametrisation)
-    return LabelTable("instance", phi, given, images, position, parametrisation)
+    prior = torch.zeros(classes, classes, device=device) if with_prior else None
+    return LabelTable("instance", phi, given, images, position, parametrisation, true_class_mass, prior)
 
 
 def _initial(given: Tensor, classes: int, true_class_mass: float, parametrisation: Parametrisation) -> Tensor:
     phi = initial_logits(given, classes, true_class_mass)
-    return phi if parametrisation == "softmax" else torch.softmax(phi, dim=-1)
+    return torch.softmax(phi, dim=-1) if parametrisation == "projected" else phi
 
 
-def _check_start(classes: int, true_class_mass: float) -> None:
-    if classes < 2:
+def _check_start(classes: int, true_class_mass: float, parametrisation: Parametrisation) -> None:
+    fewest = 3 if parametrisation == "fixed-mass" else 2
+    if classes < fewest:
         raise DataError(
-            f"learned labels: found {classes} classes, expected 2 or more", cure="use data of more than one class."
+            f"learned labels: found {classes} classes, expected {fewest} or more",
+            cure="use data of more classes: with one other class its mass is all that a fixed mass leaves."
+            if fewest == 3
+            else "use data of more than one class.",
         )
     if not 0 < true_class_mass < 1:
         raise DataError(
@@ -186,6 +244,11 @@ def _check_range(name: str, values: Tensor, end: int | None, cure: str) -> None:
     if low < 0 or (end is not None and high >= end):
         expected = "0 or more" if end is None else f"0 to {end - 1}"
         raise DataError(f"instance labels: {name} go from {low} to {high}, expected {expected}", cure=cure)
+
+
+def initial_labels(table: LabelTable, rows: Tensor) -> Tensor:
+    """The labels that some rows started from: int64 [B] -> float32 [B, C]."""
+    return torch.softmax(initial_logits(table.given[rows], table.classes, table.mass), dim=-1)
 
 
 def restore(tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:

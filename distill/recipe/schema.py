@@ -12,6 +12,7 @@ from pydantic import Field
 
 from distill.recipe.base import Table
 from distill.recipe.images import DataRecipe, NoiseRecipe, ViewsRecipe
+from distill.recipe.labels import LEARNED_RULES, LabelRule, LabelsRecipe
 from distill.recipe.losses import LossRecipe, Weight
 from distill.recipe.ranges import Count, Temperature, Words
 
@@ -32,9 +33,6 @@ __all__ = [
     "TeacherRecipe",
     "ViewsRecipe",
 ]
-
-LabelRule = Literal["onehot", "smoothing", "class", "instance"]
-LEARNED_RULES: frozenset[str] = frozenset({"class", "instance"})
 
 
 class OptimizerRecipe(Table):
@@ -59,50 +57,6 @@ class OptimizerRecipe(Table):
         default=(), description="Multistep: the epochs from which on the rate is lower."
     )
     gamma: float = Field(default=0.1, gt=0, lt=1, description="Multistep: the factor at each milestone.")
-
-
-class LabelsRecipe(Table):
-    """The labels that the teacher is trained on."""
-
-    rule: LabelRule = Field(
-        default="onehot", description="Fixed (onehot, smoothing) or learned (class, instance) labels."
-    )
-    smoothing: float = Field(
-        default=0.1, ge=0, lt=1, description="Smoothing eps: eps/C goes to every class, as in timm."
-    )
-    parametrisation: Literal["softmax", "projected"] = Field(
-        default="softmax", description="Learned: softmax of free rows, or rows that are put back on the simplex."
-    )
-    true_class_mass: float = Field(
-        default=0.9, gt=0, lt=1, description="Learned: probability on the given class before learning starts."
-    )
-    meta: Literal["held-out", "next-batch"] = Field(
-        default="next-batch", description="Learned: what judges the labels, the meta images or the next training batch."
-    )
-    meta_batch_size: Count = Field(default=128, description="Held-out: meta images a step.")
-    estimator: Literal["auto", "unrolled", "forward-mode", "one-sided", "central", "last-layer"] = Field(
-        default="auto", description="How the directional derivative is taken; auto: the cheapest that passes the probe."
-    )
-    step: float = Field(
-        default=1.0, ge=0, le=1e6, description="Label step, on the derivative without the factor lr/B; 0: labels stay."
-    )
-    optimizer: Literal["sgd", "adam"] = Field(
-        default="sgd",
-        description="Label optimiser, on touched rows only; adam's step hardly depends on the derivative's size.",
-    )
-    momentum: float = Field(default=0.0, ge=0, lt=1, description="Momentum of the label step, per row; sgd only.")
-    meta_gradient_mean: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="Decay of a running mean of the meta gradient; 0: none, the exact derivative.",
-    )
-    warmup_epochs: int = Field(default=0, ge=0, description="Epochs before the labels begin to learn.")
-    every: Count = Field(default=1, description="Update the labels every k-th step.")
-    average_epochs: Count = Field(default=1, description="Exported labels are the mean over so many last epochs.")
-    backend: Literal["auto", "reference", "triton"] = Field(
-        default="auto", description="Which code moves the label rows: auto takes Triton's kernels on a GPU."
-    )
 
 
 class StageRecipe(Table):

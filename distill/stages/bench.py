@@ -23,7 +23,7 @@ from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Tr
 from distill.bilevel.unrolled import Unrolled
 from distill.data.loader import Batch, open_data
 from distill.errors import BilevelError
-from distill.labels.rules import Learned
+from distill.labels.learned import Learned
 from distill.recipe.schema import LEARNED_RULES, Recipe
 from distill.stages.teacher import TeacherTask
 from distill.training.device import prepare_device

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal, get_args
+from typing import Literal
 
+from distill.recipe.labels import RULES
 from distill.recipe.load import describe_fields
 from distill.recipe.losses import CATALOGUE, LossInfo
-from distill.recipe.schema import LabelRule
-
-_RULES = {
-    "onehot": "fixed: all mass on the given class",
-    "smoothing": "fixed: eps/C on every class, as in timm",
-    "class": "learned: one label for each class (arXiv 2009.09496)",
-    "instance": "learned: one label for each training image (arXiv 2009.09496)",
-}
 
 
 def listing(kind: Literal["models", "losses", "labels", "data", "fields"], pattern: str) -> Iterable[str]:
@@ -30,7 +23,7 @@ def listing(kind: Literal["models", "losses", "labels", "data", "fields"], patte
     if kind == "losses":
         return [f"{name:12}{_loss(info)}" for name, info in CATALOGUE.items()]
     if kind == "labels":
-        return [f"{name:16}{_RULES[name]}" for name in get_args(LabelRule)]
+        return [f"{name:18}{sentence}" for name, sentence in RULES.items()]
     return _fields()
 
 

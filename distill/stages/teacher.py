@@ -16,8 +16,8 @@ from distill.bilevel.probe import choose_estimator
 from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
 from distill.data.loader import Batch, ImageData, make_batch, open_data, steps_per_epoch, training_batches
 from distill.errors import BilevelError, RunError
-from distill.labels.rules import LabelRule, Learned, Smoothing
-from distill.labels.tables import class_table, instance_table
+from distill.labels.build import Images, label_rule
+from distill.labels.learned import Learned
 from distill.recipe.checks import check_recipe
 from distill.recipe.digest import differences
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
@@ -38,8 +38,6 @@ from distill.training.device import describe_device, prepare_device
 from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out, files_read
 from distill.training.loop import Plan, fit
 from distill.training.schedule import build_schedule
-
-SNAPSHOTS = 5  # of the labels, spread over the epochs
 
 
 def train_teacher(recipe: Recipe, listener: Listener) -> Run:
@@ -104,7 +102,8 @@ class TeacherTask:
         self.batch_size = teacher.batch_size
         self.steps = steps_per_epoch(self.rows.numel(), self.batch_size)
         self.spec, self.model, self.optimizer = build_network(teacher, "teacher", data, recipe.seed, device)
-        self.rule = _label_rule(teacher.labels, data, self.rows, self.epochs, device)
+        images = Images(self.rows, data.labels.given[self.rows], len(data.source.classes), self.epochs, device)
+        self.rule = label_rule(teacher.labels, images)
         self.listener = listener
         self.training = Training(
             self.model,
@@ -199,24 +198,8 @@ class TeacherTask:
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """How many labels are right, how soft they are, how many moved. True labels report here, and never teach."""
-        if not isinstance(self.rule, Learned):
-            return label_metrics(self.data, None)
         self.rule.end_epoch(epoch + 1, self.epochs)
-        return label_metrics(self.data, self.learned_labels())
-
-    def learned_labels(self) -> LearnedLabels:
-        """Today's labels."""
-        assert isinstance(self.rule, Learned)
-        table = self.rule.table
-        return LearnedLabels(
-            kind=table.kind,
-            labels=table.all_labels().cpu(),
-            averaged=self.rule.averaged().cpu(),
-            indices=table.images.cpu(),
-            given=table.given.cpu(),
-            touched=self.rule.optimizer.touched.cpu(),
-            trajectory=self.rule.trajectory,
-        )
+        return label_metrics(self.data, self.rule.kept())
 
     def check(self) -> None:
         """See `Task`."""
@@ -224,13 +207,11 @@ class TeacherTask:
 
     def state_dict(self) -> dict[str, Any]:
         """See `Task`."""
-        rule = self.rule.state_dict() if isinstance(self.rule, Learned) else {}
-        return {"rule": rule, "step": self._step.state_dict()}
+        return {"rule": self.rule.state_dict(), "step": self._step.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Task`."""
-        if isinstance(self.rule, Learned):
-            self.rule.load_state_dict(state["rule"])
+        self.rule.load_state_dict(state["rule"])
         self._step.load_state_dict(state["step"])
 
 
@@ -256,36 +237,13 @@ def label_metrics(data: ImageData, learned: LearnedLabels | None) -> dict[str, f
     return {"given_right": before, "labels_right": after, "labels_moved": moved, "label_entropy": entropy}
 
 
-def _label_rule(labels: LabelsRecipe, data: ImageData, rows: Tensor, epochs: int, device: torch.device) -> LabelRule:
-    classes = len(data.source.classes)
-    if labels.rule == "onehot":
-        return Smoothing(classes, 0.0)
-    if labels.rule == "smoothing":
-        return Smoothing(classes, labels.smoothing)
-    if labels.rule == "class":
-        table = class_table(classes, labels.true_class_mass, device, labels.parametrisation)
-    else:
-        given = data.labels.given[rows]
-        table = instance_table(rows, given, classes, labels.true_class_mass, device, labels.parametrisation)
-    snapshots = tuple(sorted({max(1, round(epochs * k / SNAPSHOTS)) for k in range(1, SNAPSHOTS + 1)}))
-    return Learned(
-        table,
-        step=labels.step,
-        optimizer=labels.optimizer,
-        momentum=labels.momentum,
-        backend=labels.backend,
-        average_epochs=labels.average_epochs,
-        snapshot_epochs=snapshots,
-    )
-
-
 def _write(task: TeacherTask, plan: Plan, run: Run) -> dict[str, str]:
     """The finished teacher's files and their sha256."""
     files = write_selected(task.model, task.recipe.teacher, run.folder)
     files["model.safetensors"] = save_weights(run.folder / "model.safetensors", task.model.state_dict())
     files |= write_left_out(task.data, run.folder)
-    if isinstance(task.rule, Learned):
-        write_labels(run.folder / "labels", task.learned_labels(), {"teacher_digest": plan.digest})
+    if (labels := task.rule.kept()) is not None:
+        write_labels(run.folder / "labels", labels, {"teacher_digest": plan.digest})
         for path in sorted((run.folder / "labels").iterdir()):
             files[f"labels/{path.name}"] = sha256_of(path)
     return files

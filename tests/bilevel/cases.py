@@ -17,7 +17,7 @@ from distill.bilevel.label_step import LabelStep
 from distill.bilevel.lookahead import Clip, LookAhead, SGDRule
 from distill.bilevel.step import HeldOutStep, NextBatchStep, Step, Training
 from distill.data.loader import Batch
-from distill.labels.rules import Learned
+from distill.labels.learned import Learned
 from distill.labels.tables import class_table, instance_table
 from distill.losses.soft import cross_entropy, soft_cross_entropy
 from distill.seeding import seeded

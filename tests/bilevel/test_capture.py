@@ -12,7 +12,7 @@ from distill.bilevel.label_step import LabelStep
 from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
 from distill.data.loader import Batch
 from distill.errors import BilevelError
-from distill.labels.rules import Learned
+from distill.labels.learned import Learned
 from distill.labels.tables import class_table, instance_table
 from tests.bilevel import cases
 from tests.nosync import no_host_sync

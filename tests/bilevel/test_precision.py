@@ -14,7 +14,7 @@ from distill.bilevel.label_step import LabelStep
 from distill.bilevel.probe import agreement, choose_estimator, trial_step
 from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
 from distill.data.loader import Batch
-from distill.labels.rules import Learned
+from distill.labels.learned import Learned
 from distill.labels.tables import instance_table
 from tests.bilevel import cases
 

@@ -17,7 +17,7 @@ from distill.bilevel.step import NextBatchStep, Step, Training
 from distill.bilevel.unrolled import Unrolled
 from distill.data.loader import Batch
 from distill.errors import BilevelError
-from distill.labels.rules import Learned
+from distill.labels.learned import Learned
 from distill.labels.tables import instance_table
 from tests.bilevel import cases
 

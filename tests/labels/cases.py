@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.kernels.dispatch import Backend
-from distill.labels.rules import Learned
+from distill.labels.learned import Learned
 from distill.labels.tables import Kind, LabelTable, Parametrisation, class_table, instance_table
 
 CPU = torch.device("cpu")
@@ -19,10 +19,11 @@ GIVEN = torch.arange(N) % C
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"step": 0.5},
     "momentum": {"step": 0.5, "momentum": 0.9},
+    "normalised": {"optimizer": "normalised", "step": 0.1},
     "adam": {"optimizer": "adam", "step": 0.1},
 }
 KINDS: tuple[Kind, ...] = ("class", "instance")
-PARAMETRISATIONS: tuple[Parametrisation, ...] = ("softmax", "projected")
+PARAMETRISATIONS: tuple[Parametrisation, ...] = ("softmax", "projected", "fixed-mass")
 EVERY = list(itertools.product(KINDS, PARAMETRISATIONS, OPTIMIZERS))
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from distill.errors import BilevelError, DataError
-from distill.labels.rules import Learned, Smoothing
+from distill.labels.fixed import Smoothing
+from distill.labels.learned import Learned
 from distill.labels.tables import Kind, LabelTable, Parametrisation, class_table, initial_logits, instance_table
 from distill.losses.soft import soft_cross_entropy
 from tests.labels.cases import CPU, GIVEN, IMAGES, KINDS, PARAMETRISATIONS, C, N, images, learn, learned, noise, table
@@ -102,7 +103,8 @@ def test_the_loss_is_the_soft_cross_entropy_with_the_labels(name: str) -> None:
     logits = noise(0, 3, C, dtype=torch.float64).requires_grad_()
     loss, labels = rule.loss(logits, *at)
     assert not labels.requires_grad
-    assert torch.equal(labels, rule.labels(*at))
+    expected = rule.labels(at[1]) if isinstance(rule, Smoothing) else rule.labels(*at)
+    assert torch.equal(labels, expected)
     torch.testing.assert_close(loss, -(labels * logits.log_softmax(-1)).sum(-1))
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     torch.testing.assert_close(gradient, logits.detach().softmax(-1) - labels, rtol=1e-6, atol=1e-6)
@@ -130,9 +132,9 @@ def test_fixed_labels_do_not_wait_for_the_device() -> None:
 
 def test_smoothing_is_timm_s_convention() -> None:
     """eps/C on every class."""
-    labels = Smoothing(5, 0.1).labels(torch.tensor([0]), torch.tensor([2]))
+    labels = Smoothing(5, 0.1).labels(torch.tensor([2]))
     torch.testing.assert_close(labels, torch.tensor([[0.02, 0.02, 0.92, 0.02, 0.02]]))
-    assert torch.equal(Smoothing(5, 0.0).labels(torch.tensor([0]), torch.tensor([2])), torch.eye(5)[[2]])
+    assert torch.equal(Smoothing(5, 0.0).labels(torch.tensor([2])), torch.eye(5)[[2]])
 
 
 def test_learned_labels_average_their_last_epochs_and_remember() -> None:
@@ -143,8 +145,8 @@ def test_learned_labels_average_their_last_epochs_and_remember() -> None:
         rule.end_epoch(epoch, 3)
         seen.append(rule.table.all_labels())
     torch.testing.assert_close(rule.averaged(), (seen[1] + seen[2]) / 2)
-    assert sorted(rule.trajectory) == [1, 3]
+    assert sorted(rule.history.trajectory) == [1, 3]
     twin = Learned(table("instance"), step=1.0, average_epochs=2, snapshot_epochs=(1, 3))
     twin.load_state_dict(rule.state_dict())
     assert torch.equal(twin.averaged(), rule.averaged())
-    assert sorted(twin.trajectory) == [1, 3]
+    assert sorted(twin.history.trajectory) == [1, 3]

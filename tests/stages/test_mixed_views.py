@@ -9,7 +9,7 @@ from distill.bilevel.step import PlainStep, Training
 from distill.bilevel.targets import given_loss
 from distill.data.loader import open_data
 from distill.errors import StoreError, UserError
-from distill.labels.rules import Smoothing
+from distill.labels.fixed import Smoothing
 from distill.losses.soft import soft_cross_entropy
 from distill.stages.check import check_plan
 from distill.stages.finished import load_teacher
@@ -91,7 +91,7 @@ def test_a_plain_step_trains_on_the_mixed_target(tiny) -> None:
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
     before = [p.detach().clone() for p in model.parameters()]
     rule = Smoothing(10, 0.1)
-    own, other = (rule.labels(t, t) for t in (batch.given, batch.mix.given))
+    own, other = (rule.labels(t) for t in (batch.given, batch.mix.given))
     target = batch.mix.share[:, None] * own + (1 - batch.mix.share[:, None]) * other
     expected = soft_cross_entropy(model(batch.images), target).mean()
     gradients = torch.autograd.grad(expected, list(model.parameters()))

@@ -1,0 +1,223 @@
+"""Learned labels: parameters that the bilevel step moves. Vyas, Saxena, Voice, arXiv 2009.09496."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.errors import DataError
+from distill.kernels import dispatch, reference
+from distill.labels.history import History
+from distill.labels.optim import OptimizerName, RowOptimizer, row_optimizer
+from distill.labels.rules import check_logits
+from distill.labels.tables import LabelTable, initial_labels, restore
+from distill.store.labels import LearnedLabels
+
+_TINY = 1e-30  # below any probability that matters, above 0
+
+
+@dataclass(frozen=True)
+class Pulls:
+    """What a label is drawn to besides what the meta images say. Each is the weight of a loss of the label y itself.
+
+    Args:
+        start: of KL(y_0 || y), towards the label that it started from.
+        answers: of KL(p || y), p the network's answer in the training forward: towards what the network believes.
+            Without a meta gradient it would be how PENCIL learns its labels (Yi and Wu, arXiv 1903.07788).
+        entropy: of -H(y), towards softness.
+    """
+
+    start: float = 0.0
+    answers: float = 0.0
+    entropy: float = 0.0
+
+    def derivative(self, labels: Tensor, start: Tensor, answers: Tensor | None) -> Tensor:
+        """dL/dy of their sum: y, y_0 and p, [B, C] each -> [B, C]. KL(q || y) has -q / y."""
+        y = labels.clamp_min(_TINY)
+        total = self.entropy * (y.log() + 1) - self.start * start / y
+        return total if answers is None else total - self.answers * answers / y
+
+
+class Learned:
+    """Labels that are parameters. Vyas, Saxena, Voice, "Learning Soft Labels via Meta Learning", arXiv 2009.09496.
+
+    Args:
+        table: the rows.
+        step: label step, on the derivative without the factor lr/B.
+        optimizer: of the label step.
+        momentum: of the label step, for "sgd".
+        prior_step: label step of the table's class prior, where it has one.
+        pulls: what else draws the labels; None: nothing.
+        backend: which code works on the rows; settled here, as `self.backend`, for the table's device.
+        average_epochs: `averaged` is the mean of the labels at the ends of so many last epochs.
+        snapshot_epochs: epochs (counted from 1) after which the labels are kept, to see how they moved.
+
+    Raises:
+        BilevelError: the backend cannot work on the table, or the optimiser has no momentum.
+        DataError: pulls on labels that are parameters themselves, where KL has no bound.
+    """
+
+    def __init__(
+        self,
+        table: LabelTable,
+        *,
+        step: float,
+        optimizer: OptimizerName = "sgd",
+        momentum: float = 0.0,
+        prior_step: float = 0.0,
+        pulls: Pulls | None = None,
+        backend: dispatch.Backend = "auto",
+        average_epochs: int = 1,
+        snapshot_epochs: tuple[int, ...] = (),
+    ) -> None:
+        if pulls is not None and table.parametrisation == "projected":
+            raise DataError(
+                'learned labels: pulls on "projected" labels, whose KL has no bound',
+                cure='leave them out, or set parametrisation = "softmax".',
+            )
+        self.table = table
+        self.pulls = pulls
+        self.backend = dispatch.choose(backend, table.phi)
+        self.optimizer = row_optimizer(optimizer, table, step=step, momentum=momentum, backend=self.backend)
+        self._steps = [(self.optimizer, step)]
+        self.prior_optimizer = None
+        if table.prior is not None:
+            self.prior_optimizer = row_optimizer(
+                optimizer, table.of_prior(), step=prior_step, momentum=momentum, backend=self.backend
+            )
+            self._steps.append((self.prior_optimizer, prior_step))
+        self.history = History(table.phi, average_epochs=average_epochs, snapshot_epochs=snapshot_epochs)
+
+    @property
+    def reads_answers(self) -> bool:
+        """Whether `learn` wants the network's answers."""
+        return self.pulls is not None and self.pulls.answers > 0
+
+    def labels(self, indices: Tensor, given: Tensor) -> Tensor:
+        """[B], [B] -> [B, C]."""
+        with _rows_exist():
+            return self.table.labels(self.table.rows(indices, given))
+
+    def loss(self, logits: Tensor, indices: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+        """See `LabelRule`. An image without a row is a DataError on the CPU; Triton makes its loss NaN."""
+        check_logits(logits, given, self.table.classes)
+        if not self.table.plain:
+            labels = self.labels(indices, given)
+            return reference.soft_cross_entropy(logits, labels), labels
+        with _rows_exist():
+            loss, kept = dispatch.soft_cross_entropy_rows(
+                logits, self.table.phi, self.table.rows(indices, given), keep_labels=True, backend=self.backend
+            )
+        assert kept is not None
+        return loss, kept
+
+    def set_factor(self, factor: float) -> None:
+        """Makes the label steps this part of what they are in full, from now on."""
+        for optimizer, step in self._steps:
+            optimizer.step.fill_(step * factor)
+
+    def learn(
+        self,
+        indices: Tensor,
+        given: Tensor,
+        labels: Tensor,
+        gradient: Tensor,
+        *,
+        scale: Tensor | float,
+        shares: Tensor | None = None,
+        answers: Tensor | None = None,
+    ) -> None:
+        """Takes one label step.
+
+        Args:
+            indices: source indices, int64 [B].
+            given: given labels, int64 [B].
+            labels: the labels that the gradient was taken at, [B, C].
+            gradient: dL_meta/dy, [B, C].
+            scale: B/lr, which frees the gradient from the batch size and the schedule: a number, or [] on the device.
+            shares: of each label in the one that the gradient is for, [B], where images were mixed; None: 1.
+            answers: the network's probabilities in the training forward, [B, C], for the pull towards them.
+        """
+        rows = self.table.rows(indices, given)
+        gradient = self._phi_gradient(rows, labels, gradient, scale)
+        if self.pulls is not None:
+            start = initial_labels(self.table, rows).to(labels.dtype)
+            pull = self.pulls.derivative(labels, start, answers)
+            gradient = gradient + self.table.gradient(labels, self.table.given[rows], pull)
+        self._update(self.optimizer, self.table.kind == "class", rows, gradient, shares)
+        if self.prior_optimizer is not None:
+            self._update(self.prior_optimizer, True, self.table.given[rows], gradient, shares)
+        self.table.project_(rows)
+
+    def _phi_gradient(self, rows: Tensor, labels: Tensor, gradient: Tensor, scale: Tensor | float) -> Tensor:
+        """scale * dL_meta/dphi, [B, C]."""
+        if isinstance(scale, Tensor):
+            scale = scale.to(gradient.dtype)
+        else:  # filled on the device; copying it there would wait
+            scale = torch.full((), scale, dtype=gradient.dtype, device=gradient.device)
+        if self.table.parametrisation == "softmax":
+            return dispatch.row_gradient(labels, gradient, scale, backend=self.backend)
+        return self.table.gradient(labels, self.table.given[rows], gradient * scale)
+
+    def _update(
+        self, optimizer: RowOptimizer, by_class: bool, rows: Tensor, gradient: Tensor, shares: Tensor | None
+    ) -> None:
+        if shares is not None:
+            shares = shares.to(gradient.dtype)
+            weights = self._class_weights(rows, shares) if by_class else shares
+            gradient = gradient * weights.unsqueeze(1)
+        optimizer.update(rows, gradient)
+
+    def _class_weights(self, rows: Tensor, shares: Tensor) -> Tensor:
+        """What mixed labels' gradients weigh in a class row's mean over its images, [B]: a share of one is a part."""
+        # The optimiser divides by the number of entries; here by their number and not by their shares is undone.
+        entries, total = torch.zeros(2, self.table.classes, dtype=shares.dtype, device=shares.device)
+        entries.index_add_(0, rows, torch.ones_like(shares))
+        total.index_add_(0, rows, shares)
+        # A row whose images all have a share of 0 gets no gradient; dividing by next to nothing would make it NaN.
+        mean = torch.where(total > 0, entries / total, 0.0)
+        return shares * mean[rows]
+
+    def end_epoch(self, epoch: int, epochs: int) -> None:
+        """See `LabelRule`."""
+        self.history.end_epoch(epoch, epochs, self.table.all_labels())
+
+    def averaged(self) -> Tensor:
+        """Mean of the labels over the last epochs, [R, C]; today's labels before the first of them ended."""
+        return self.history.averaged(self.table.all_labels())
+
+    def kept(self) -> LearnedLabels:
+        """See `LabelRule`."""
+        return self.history.kept(self.table, self.table.all_labels(), self.optimizer.touched)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `LabelRule`."""
+        optimizers = [optimizer.state_dict() for optimizer, _ in self._steps]
+        return {**self._tensors(), "optimizers": optimizers, "history": self.history.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `LabelRule`."""
+        self.history.load_state_dict(state["history"])
+        restore(self._tensors(), {name: state.get(name) for name in self._tensors()})
+        for (optimizer, _), saved in zip(self._steps, state.get("optimizers", []), strict=True):
+            optimizer.load_state_dict(saved)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {"phi": self.table.phi} | ({} if self.table.prior is None else {"prior": self.table.prior})
+
+
+@contextmanager
+def _rows_exist() -> Iterator[None]:
+    """On the CPU torch looks at row numbers while it indexes."""
+    try:
+        yield
+    except IndexError as error:
+        raise DataError(
+            f"labels: an image of the batch has no row in the label table: {error}",
+            cure="make the table of all images and classes that are trained on.",
+        ) from error
