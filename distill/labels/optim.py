@@ -6,6 +6,7 @@ rows take the sum over repeats of the same image.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
@@ -19,6 +20,16 @@ from distill.labels.tables import LabelTable, restore
 OptimizerName = Literal["sgd", "normalised", "adam"]
 # Kingma and Ba, "Adam", arXiv 1412.6980, algorithm 1; torch's defaults too.
 BETAS, EPS = (0.9, 0.999), 1e-8
+
+
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+def step_factor(schedule: Schedule, progress: float) -> float:
+    """The part of the label step that is taken when `progress`, from 0 to 1, of the label steps are behind."""
+    if schedule == "linear":
+        return 1.0 - progress
+    return 0.5 * (1.0 + math.cos(math.pi * progress)) if schedule == "cosine" else 1.0
 
 
 class RowOptimizer(Protocol):

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from distill.errors import RecipeError
+from distill.recipe.label_checks import label_problems
+from distill.recipe.labels import LEARNED_RULES
 from distill.recipe.losses import CATALOGUE
-from distill.recipe.schema import LEARNED_RULES, OptimizerRecipe, Recipe, StageRecipe, ViewsRecipe
+from distill.recipe.schema import OptimizerRecipe, Recipe, StageRecipe, ViewsRecipe
 from distill.recipe.student_checks import student_problems
 
 # Sources that torchvision can download, and those without a test part of their own.
 _DOWNLOADABLE = frozenset({"fashion-mnist", "cifar10", "cifar100"})
 _UNDIVIDED = frozenset({"digits"})
-# timm's names for torch's SGD, Adam and AdamW, the optimisers that the look-ahead of learned labels has a rule for.
-_LOOK_AHEAD = ("momentum", "sgd", "nesterov", "adam", "adamw")
 # Fields of [views] that say nothing unless one of others is in use.
 _VIEWS_NEED = {
     "resized_crop_ratio": ("resized_crop",),
@@ -44,7 +44,7 @@ def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
         *_noise(recipe),
         *_views(recipe),
         *_stage(recipe, "teacher", recipe.teacher, recipe.teacher.optimizer),
-        *_labels(recipe, sorted(learned)),
+        *label_problems(recipe, sorted(learned)),
         *_imported(recipe),
         *_stage(recipe, "student", recipe.student, recipe.student.optimizer),
         *_export(recipe),
@@ -165,57 +165,6 @@ def _milestones(table: str, epochs: int, optimizer: OptimizerRecipe) -> Iterator
         yield f"{place}: found {list(milestones)}, expected an increasing list"
     if any(milestone >= epochs for milestone in milestones):
         yield f"{place}: found {max(milestones)}, expected fewer than the {epochs} epochs of [{table}]"
-
-
-def _labels(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
-    teacher, labels = recipe.teacher, recipe.teacher.labels
-    if labels.warmup_epochs and labels.warmup_epochs >= teacher.epochs:
-        yield (
-            f"[teacher.labels] warmup_epochs: found {labels.warmup_epochs}, "
-            f"expected fewer than the {teacher.epochs} epochs of [teacher]"
-        )
-    if labels.average_epochs > max(teacher.epochs, 1):
-        yield (
-            f"[teacher.labels] average_epochs: found {labels.average_epochs}, "
-            f"expected at most the {teacher.epochs} epochs of [teacher]"
-        )
-    may_learn = {labels.rule, *recipe.compare.teachers} & LEARNED_RULES
-    if labels.warmup_epochs and not may_learn:
-        yield f'[teacher.labels] warmup_epochs: given, but labels by the rule "{labels.rule}" never learn; leave it out'
-    if not learned:
-        return
-    if not teacher.epochs and labels.rule in LEARNED_RULES:
-        yield f'[teacher] epochs: found 0, but "{labels.rule}" labels are learned in training; expected 1 or more'
-    rules = " and ".join(f'"{rule}"' for rule in learned)
-    if labels.meta == "held-out" and recipe.data.meta == 0:
-        yield (
-            f"[data] meta: found 0, expected some images to judge {rules} labels with, "
-            'or [teacher.labels] meta = "next-batch"'
-        )
-    if labels.estimator in ("one-sided", "central") and teacher.precision != "float32":
-        yield (
-            f'[teacher.labels] estimator: found "{labels.estimator}" with precision = "{teacher.precision}", where '
-            'finite differences drown in rounding; expected "forward-mode" or "auto"'
-        )
-    if labels.optimizer == "adam" and labels.momentum > 0:
-        yield (
-            f'[teacher.labels] momentum: found {labels.momentum:g} with optimizer = "adam", which has moments of its '
-            'own; leave it out, or set optimizer = "sgd"'
-        )
-    if labels.backend == "triton" and recipe.device == "cpu":
-        yield '[teacher.labels] backend: found "triton" with device = "cpu", expected "auto" or "reference", or a GPU'
-    if teacher.optimizer.name.lower() not in _LOOK_AHEAD:
-        names = ", ".join(f'"{name}"' for name in _LOOK_AHEAD)
-        yield (
-            f'[teacher.optimizer] name: found "{teacher.optimizer.name}", expected one of {names}: '
-            f"{rules} labels look through the optimiser's step, which is known for these"
-        )
-
-    if teacher.optimizer.name.lower() in ("adam", "adamw") and labels.warmup_epochs == 0:
-        yield (
-            f'[teacher.labels] warmup_epochs: found 0 with name = "{teacher.optimizer.name}", expected 1 or more: '
-            "its first steps hardly depend on the gradient's size, so they say nothing about labels"
-        )
 
 
 def _imported(recipe: Recipe) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 
 from pydantic import BaseModel
 
+from distill.recipe.labels import reads
 from distill.recipe.schema import Recipe
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
@@ -89,7 +90,8 @@ def _teacher_inputs(recipe: Recipe) -> dict[str, Any]:
         network = recipe.teacher.model_dump(mode="json", include={"model", "model_args"})
         return {**_common_inputs(recipe), "teacher": network | _imported_inputs(recipe)}
     views = recipe.views.model_dump(mode="json", exclude={"count"})
-    teacher = recipe.teacher.model_dump(mode="json", exclude={"imported"})
+    teacher = recipe.teacher.model_dump(mode="json", exclude={"imported", "labels"})
+    teacher["labels"] = recipe.teacher.labels.model_dump(mode="json", include=set(reads(recipe.teacher.labels.rule)))
     return {**_common_inputs(recipe), "views": views, "teacher": teacher}
 
 

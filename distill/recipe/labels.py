@@ -50,22 +50,27 @@ ANSWER_RULES: frozenset[str] = frozenset({"online-smoothing", "bootstrap", "join
 KEPT_RULES: frozenset[str] = LEARNED_RULES | {"online-smoothing", "joint", "pencil", "elr"}
 """Rules whose labels are written with the teacher, and can teach a student."""
 
-WARMING_RULES: frozenset[str] = LEARNED_RULES | {"bootstrap", "joint", "pencil"}
-"""Rules that know `warmup_epochs`."""
-
-FREEZING_RULES: frozenset[str] = LEARNED_RULES | {"joint", "pencil"}
-"""Rules that know `freeze_epochs`."""
-
-_OWN: dict[str, frozenset[str]] = {
-    "pulls": LEARNED_RULES,
-    "online_smoothing": frozenset({"online-smoothing"}),
-    "tf_kd": frozenset({"tf-kd"}),
-    "bootstrap": frozenset({"bootstrap"}),
-    "joint": frozenset({"joint"}),
-    "pencil": frozenset({"pencil"}),
-    "elr": frozenset({"elr"}),
+_ROWS = frozenset({"warmup_epochs", "freeze_epochs", "average_epochs"})
+_READS: dict[str, frozenset[str]] = {
+    "onehot": frozenset(),
+    "smoothing": frozenset({"smoothing"}),
+    "online-smoothing": frozenset({"online_smoothing", "average_epochs"}),
+    "tf-kd": frozenset({"tf_kd"}),
+    "bootstrap": frozenset({"bootstrap", "warmup_epochs"}),
+    "joint": _ROWS | {"joint"},
+    "pencil": _ROWS | {"pencil"},
+    "elr": frozenset({"elr", "average_epochs"}),
 }
-"""Tables of `[teacher.labels]`, and the rules that read them."""
+
+
+def reads(rule: LabelRule) -> frozenset[str]:
+    """The fields of `[teacher.labels]` that a rule reads; the others do not decide a teacher that is trained by it."""
+    if rule not in LEARNED_RULES:
+        return _READS[rule] | {"rule"}
+    of_others = frozenset().union(*_READS.values()) - _ROWS
+    own = frozenset(LabelsRecipe.model_fields) - of_others
+    return own if rule == "class+instance" else own - {"prior_step"}
+
 
 _Weight = Annotated[float, Field(ge=0, le=1e6)]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
+from distill.recipe.labels import KEPT_RULES
 from distill.recipe.losses import (
     CATALOGUE,
     SETTINGS,
@@ -16,7 +18,7 @@ from distill.recipe.losses import (
     settle,
     terms,
 )
-from distill.recipe.schema import LEARNED_RULES, Recipe
+from distill.recipe.schema import Recipe
 
 
 def student_problems(recipe: Recipe, comparing: bool) -> Iterator[str]:
@@ -78,11 +80,11 @@ def _loss(recipe: Recipe, comparing: bool) -> Iterator[str]:
     if recipe.student.compile and inside:
         yield f'[student] compile: found true, but the loss "{inside[0]}" looks inside; leave one of them out'
     rules = {teacher.labels.rule, *(recipe.compare.teachers if comparing else ())}
-    if "labels" in wanted and (teacher.imported.source or not rules & LEARNED_RULES):
+    if "labels" in wanted and (teacher.imported.source or not rules & KEPT_RULES):
         rule = label_rule(recipe)
         yield (
             f'[student.loss] name: found "labels", but the teacher learns no labels ({rule}); '
-            'expected [teacher.labels] rule = "class" or "instance"'
+            f"expected [teacher.labels] rule = {' or '.join(map(json.dumps, sorted(KEPT_RULES)))}"
         )
 
 

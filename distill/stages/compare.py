@@ -83,7 +83,7 @@ def _cell_recipe(recipe: Recipe, folder: Path, rule: str, seed: int) -> Recipe:
     labels = recipe.teacher.labels.model_copy(update={"rule": rule})
     own = recipe.model_copy(
         update={
-            "name": f"{rule}-s{seed}",
+            "name": f"{rule.replace('+', '-')}-s{seed}",  # a run's name has no plus sign
             "seed": seed,
             "checkpoints": str(folder),
             "teacher": recipe.teacher.model_copy(update={"labels": labels}),

@@ -18,6 +18,7 @@ from distill.data.loader import Batch, ImageData, make_batch, open_data, steps_p
 from distill.errors import BilevelError, RunError
 from distill.labels.build import Images, label_rule
 from distill.labels.learned import Learned
+from distill.labels.optim import step_factor
 from distill.recipe.checks import check_recipe
 from distill.recipe.digest import differences
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
@@ -190,11 +191,21 @@ class TeacherTask:
 
     def step(self, batch: Batch, epoch: int, number: int) -> dict[str, Tensor]:
         """See `Task`."""
-        labels = self.recipe.teacher.labels
-        learn = epoch >= labels.warmup_epochs and number % labels.every == 0
-        if self.label_step is not None and number == epoch * self.steps and _probed_again(epoch):
-            self._choose_again(epoch)
+        learn = False
+        if isinstance(self.rule, Learned):
+            learn = self._learns(self.rule, epoch, number)
+            if number == epoch * self.steps and _probed_again(epoch):
+                self._choose_again(epoch)
         return self._step(batch, number, learn=learn)
+
+    def _learns(self, rule: Learned, epoch: int, number: int) -> bool:
+        """Whether the labels of this step's batch are to be judged; sets how far they then go."""
+        labels = self.recipe.teacher.labels
+        first, end = labels.warmup_epochs, self.epochs - labels.freeze_epochs
+        progress = min(max((number / self.steps - first) / (end - first), 0.0), 1.0)
+        # 0 once they are frozen: the batch before may still wait to be judged.
+        rule.set_factor(step_factor(labels.step_schedule, progress) if epoch < end else 0.0)
+        return first <= epoch < end and number % labels.every == 0
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """How many labels are right, how soft they are, how many moved. True labels report here, and never teach."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.recipe.digest import JSON, differences, digest, export_digest, student_digest, teacher_digest
+from distill.recipe.labels import LabelRule, reads
 from distill.recipe.load import dump_recipe, override, parse_recipe
 
 RECIPE = parse_recipe("", "r.toml")
@@ -31,8 +33,7 @@ REACH = [
     ("views.count=4", False, True, True),
     ("teacher.epochs=3", True, True, False),
     ("teacher.labels.rule=class", True, True, False),
-    ("teacher.labels.optimizer=adam", True, True, False),
-    ("teacher.labels.backend=reference", True, True, False),
+    ("teacher.labels.optimizer=adam", False, False, False),  # one-hot labels have no optimiser
     ("teacher.model_args.drop_rate=0.1", True, True, False),
     ("export.format=float32", False, True, False),
     ("export.shard_rows=7", False, True, False),
@@ -49,6 +50,32 @@ def test_what_each_digest_covers(assignment: str, teacher: bool, export: bool, s
     assert (teacher_digest(other) != teacher_digest(RECIPE)) == teacher
     assert (export_digest(other, "w") != export_digest(RECIPE, "w")) == export
     assert (student_digest(other, "s") != student_digest(RECIPE, "s")) == student
+
+
+@pytest.mark.parametrize("rule", get_args(LabelRule))
+def test_a_teacher_is_decided_by_what_its_rule_reads_and_by_no_other_label_field(rule: LabelRule) -> None:
+    """So a search over one rule's settings trains no other rule's teacher again."""
+    recipe = override(RECIPE, [f"teacher.labels.rule={rule}"])
+    changes = {
+        "smoothing": "smoothing=0.2",
+        "step": "step=7",
+        "optimizer": "optimizer=adam",
+        "backend": "backend=reference",
+        "prior_step": "prior_step=7",
+        "warmup_epochs": "warmup_epochs=2",
+        "freeze_epochs": "freeze_epochs=2",
+        "average_epochs": "average_epochs=2",
+        "pulls": "pulls.answers=0.1",
+        "online_smoothing": "online_smoothing.given=0.4",
+        "tf_kd": "tf_kd.mass=0.9",
+        "bootstrap": "bootstrap.target=soft",
+        "joint": "joint.history=3",
+        "pencil": "pencil.step=3",
+        "elr": "elr.decay=0.5",
+    }
+    for name, change in changes.items():
+        changed = override(recipe, [f"teacher.labels.{change}"])
+        assert (teacher_digest(changed) != teacher_digest(recipe)) == (name in reads(rule)), name
 
 
 def test_digests_follow_what_came_before() -> None:

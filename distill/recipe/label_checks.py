@@ -1,0 +1,126 @@
+"""What the fields of `[teacher.labels]` ask of each other and of the rest of the recipe; see `checks.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from distill.recipe.labels import ANSWER_RULES, LEARNED_RULES, LabelsRecipe, reads
+from distill.recipe.schema import Recipe
+
+# timm's names for torch's SGD, Adam and AdamW, the optimisers that the look-ahead of learned labels has a rule for.
+_LOOK_AHEAD = ("momentum", "sgd", "nesterov", "adam", "adamw")
+# Fields that say nothing unless a rule that reads them is in use. Those that all learned rules read may stand idle in a
+# recipe: its rule is often changed on the command line.
+_TOLD = (
+    "warmup_epochs",
+    "freeze_epochs",
+    "pulls",
+    "online_smoothing",
+    "tf_kd",
+    "bootstrap",
+    "joint",
+    "pencil",
+    "elr",
+)
+
+
+def label_problems(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
+    """Every rule about `[teacher.labels]` that the recipe breaks, one line each.
+
+    Args:
+        recipe: one that fits the schema.
+        learned: the rules in use whose labels the bilevel step moves.
+    """
+    yield from _unread(recipe)
+    yield from _epochs(recipe)
+    yield from _mixed(recipe)
+    if learned:
+        yield from _learned(recipe, " and ".join(f'"{rule}"' for rule in learned))
+        yield from _rows(recipe.teacher.labels, learned)
+
+
+def _unread(recipe: Recipe) -> Iterator[str]:
+    labels = recipe.teacher.labels
+    rules = {labels.rule, *recipe.compare.teachers}
+    for name in _TOLD:
+        given = getattr(labels, name) != LabelsRecipe.model_fields[name].get_default(call_default_factory=True)
+        if given and not any(name in reads(rule) for rule in rules):
+            yield f'[teacher.labels] {name}: given, but the rule "{labels.rule}" has no use for it; leave it out'
+
+
+def _epochs(recipe: Recipe) -> Iterator[str]:
+    teacher, labels = recipe.teacher, recipe.teacher.labels
+    still = labels.warmup_epochs + labels.freeze_epochs
+    if still and still >= teacher.epochs:
+        name = "freeze_epochs" if labels.freeze_epochs else "warmup_epochs"
+        found = f"{still} with warmup_epochs" if labels.freeze_epochs and labels.warmup_epochs else f"{still}"
+        yield (f"[teacher.labels] {name}: found {found}, expected fewer than the {teacher.epochs} epochs of [teacher]")
+    if labels.average_epochs > max(teacher.epochs, 1):
+        yield (
+            f"[teacher.labels] average_epochs: found {labels.average_epochs}, "
+            f"expected at most the {teacher.epochs} epochs of [teacher]"
+        )
+
+
+def _mixed(recipe: Recipe) -> Iterator[str]:
+    labels = recipe.teacher.labels
+    if not recipe.views.mixes:
+        return
+    if labels.rule in ANSWER_RULES:
+        yield (
+            f'[teacher.labels] rule: found "{labels.rule}" with mixup or cutmix; it reads the network\'s answer to an '
+            "image, which views of two images do not give; leave one of them out"
+        )
+    if labels.rule in LEARNED_RULES and labels.pulls.answers:
+        yield (
+            f"[teacher.labels.pulls] answers: found {labels.pulls.answers:g} with mixup or cutmix, whose views are "
+            "not of one image; leave one of them out"
+        )
+
+
+def _learned(recipe: Recipe, rules: str) -> Iterator[str]:
+    teacher, labels = recipe.teacher, recipe.teacher.labels
+    if not teacher.epochs and labels.rule in LEARNED_RULES:
+        yield f'[teacher] epochs: found 0, but "{labels.rule}" labels are learned in training; expected 1 or more'
+    if labels.meta == "held-out" and recipe.data.meta == 0:
+        yield (
+            f"[data] meta: found 0, expected some images to judge {rules} labels with, "
+            'or [teacher.labels] meta = "next-batch"'
+        )
+    if labels.estimator in ("one-sided", "central") and teacher.precision != "float32":
+        yield (
+            f'[teacher.labels] estimator: found "{labels.estimator}" with precision = "{teacher.precision}", where '
+            'finite differences drown in rounding; expected "forward-mode" or "auto"'
+        )
+    if labels.backend == "triton" and recipe.device == "cpu":
+        yield '[teacher.labels] backend: found "triton" with device = "cpu", expected "auto" or "reference", or a GPU'
+    if teacher.optimizer.name.lower() not in _LOOK_AHEAD:
+        names = ", ".join(f'"{name}"' for name in _LOOK_AHEAD)
+        yield (
+            f'[teacher.optimizer] name: found "{teacher.optimizer.name}", expected one of {names}: '
+            f"{rules} labels look through the optimiser's step, which is known for these"
+        )
+    if teacher.optimizer.name.lower() in ("adam", "adamw") and labels.warmup_epochs == 0:
+        yield (
+            f'[teacher.labels] warmup_epochs: found 0 with name = "{teacher.optimizer.name}", expected 1 or more: '
+            "its first steps hardly depend on the gradient's size, so they say nothing about labels"
+        )
+
+
+def _rows(labels: LabelsRecipe, learned: Sequence[str]) -> Iterator[str]:
+    """What the label rows can be."""
+    if labels.optimizer != "sgd" and labels.momentum > 0:
+        yield (
+            f'[teacher.labels] momentum: found {labels.momentum:g} with optimizer = "{labels.optimizer}", which has '
+            'none, or moments of its own; leave it out, or set optimizer = "sgd"'
+        )
+    if labels.parametrisation == "projected" and any(labels.pulls.model_dump().values()):
+        yield (
+            '[teacher.labels.pulls]: given with parametrisation = "projected", where their KL has no bound; '
+            'expected "softmax" or "fixed-mass"'
+        )
+    if labels.parametrisation != "softmax" and "class+instance" in learned:
+        yield (
+            f'[teacher.labels] parametrisation: found "{labels.parametrisation}", expected "softmax" for the rule '
+            '"class+instance", whose rows are sums of logits'
+        )

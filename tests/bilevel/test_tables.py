@@ -1,0 +1,116 @@
+"""Every form of label rows, through whole steps: plain double backward in phi and in the class prior is the oracle."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from distill.bilevel import hygiene
+from distill.bilevel.estimators import ESTIMATORS
+from distill.bilevel.step import Training
+from distill.data.batches import Batch, Mix
+from distill.labels.learned import Learned
+from distill.labels.tables import LabelTable, class_table, instance_table
+from distill.losses.soft import cross_entropy, soft_cross_entropy
+from tests.bilevel import cases
+
+LR, MASS = 0.1, 0.7
+FORMS = {
+    "class": ("class", "softmax", False),
+    "instance": ("instance", "softmax", False),
+    "class+instance": ("instance", "softmax", True),
+    "class, fixed mass": ("class", "fixed-mass", False),
+    "instance, fixed mass": ("instance", "fixed-mass", False),
+}
+
+
+def table_of(form: str) -> LabelTable:
+    """In float64, and away from where it starts."""
+    kind, parametrisation, with_prior = FORMS[form]
+    if kind == "class":
+        table = class_table(cases.C, MASS, cases.CPU, parametrisation)
+    else:
+        images = torch.arange(cases.IMAGES)
+        table = instance_table(
+            images, cases.given_labels(), cases.C, MASS, cases.CPU, parametrisation, with_prior=with_prior
+        )
+    noise = torch.Generator().manual_seed(4)
+    phi = table.phi.double() + torch.randn(table.phi.shape, generator=noise, dtype=torch.float64)
+    prior = None if table.prior is None else torch.randn(table.prior.shape, generator=noise, dtype=torch.float64)
+    return replace(table, phi=phi, prior=prior)
+
+
+def labels_of(table: LabelTable, phi: Tensor, prior: Tensor | None) -> Tensor:
+    """Every row's label [R, C], written again from the definition."""
+    if prior is not None:
+        phi = phi + prior[table.given]
+    if table.parametrisation == "softmax":
+        return phi.softmax(-1)
+    given = torch.eye(cases.C, dtype=phi.dtype)[table.given]
+    weights = phi.exp() * (1 - given)
+    return MASS * given + (1 - MASS) * weights / weights.sum(-1, keepdim=True)
+
+
+def batch_of(number: int, mixed: bool) -> Batch:
+    batch = cases.batch_of(number)
+    if not mixed:
+        return batch
+    partners = torch.roll(batch.indices, 2)
+    share = torch.tensor([0.3, 0.75, 0.5, 0.9, 1.0], dtype=torch.float64)
+    return replace(batch, mix=Mix(partners, cases.given_labels()[partners], share))
+
+
+def by_double_backward(training: Training, batch: Batch, judge: Batch) -> tuple[Tensor, Tensor | None]:
+    """dL_meta/dphi and dL_meta/dprior."""
+    model, table = copy.deepcopy(training.model), training.rule.table
+    phi = table.phi.clone().requires_grad_()
+    prior = None if table.prior is None else table.prior.clone().requires_grad_()
+    labels = labels_of(table, phi, prior)
+    target = labels[table.rows(batch.indices, batch.given)]
+    if batch.mix is not None:
+        share = batch.mix.share.unsqueeze(1)
+        target = share * target + (1 - share) * labels[table.rows(batch.mix.indices, batch.mix.given)]
+    theta = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
+    with hygiene.untracked(model):
+        loss = soft_cross_entropy(functional_call(model, theta, (batch.images,)), target).mean()
+        g = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
+        after = {name: t - LR * d for (name, t), d in zip(theta.items(), g, strict=True)}
+        judged = cross_entropy(functional_call(model, after, (judge.images,)), judge.given).mean()
+    return (
+        torch.autograd.grad(judged, phi, retain_graph=True)[0],
+        None if prior is None else torch.autograd.grad(judged, prior)[0],
+    )
+
+
+def per_image(gradient: Tensor, batch: Batch) -> Tensor:
+    """A class row's gradient divided by its images, each as much as its share."""
+    own = torch.ones(cases.B, dtype=torch.float64) if batch.mix is None else batch.mix.share
+    count = torch.zeros(cases.C, dtype=torch.float64).index_add_(0, batch.given, own)
+    if batch.mix is not None:
+        count.index_add_(0, batch.mix.given, 1 - own)
+    return gradient / torch.where(count > 0, count, 1).unsqueeze(1)
+
+
+@pytest.mark.parametrize("estimator", ["forward-mode", "unrolled"])
+@pytest.mark.parametrize("mixed", [False, True], ids=["plain", "mixed"])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_and_prior_move_down_the_meta_loss(form: str, mixed: bool, estimator: str) -> None:
+    model, _ = cases.build("conv-batchnorm", "plain")
+    rule = Learned(table_of(form), step=1.0, prior_step=0.5)
+    training = Training(model, torch.optim.SGD(model.parameters(), lr=LR), rule, seed=5)
+    batch, judge = batch_of(0, mixed), cases.batch_of(1000, cases.M)
+    of_phi, of_prior = by_double_backward(training, batch, judge)
+    table = rule.table
+    before = table.phi.clone(), None if table.prior is None else table.prior.clone()
+    cases.whole_step(training, ESTIMATORS[estimator], "held-out")(batch, 0, learn=True)
+    scale = cases.B / LR
+    expected = per_image(of_phi, batch) if table.kind == "class" else of_phi
+    assert expected.norm() > 1e-4
+    assert cases.relative(before[0] - table.phi, expected * scale) < 1e-10
+    if of_prior is not None:
+        assert cases.relative(before[1] - table.prior, 0.5 * per_image(of_prior, batch) * scale) < 1e-10
