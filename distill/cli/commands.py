@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from distill.cli.opened import found_run, load, teacher_run
 from distill.cli.output import print_json
 
 if TYPE_CHECKING:
-    from distill.recipe.schema import Recipe
     from distill.report.runs import Run
     from distill.training.events import Listener
 
@@ -77,7 +77,7 @@ def teacher(
     tensorboard: Curves = False,
 ) -> None:
     """Stage one: train a teacher, then export its logits."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from distill.stages.pipeline import run_teacher
 
     with _console(quiet, as_json, tensorboard) as listener:
@@ -105,7 +105,7 @@ def export(
             run = run_imported(teacher, to_import, listener, model=model)
     else:
         refuse_for_a_run(teacher, recipe, model)
-        run, its_recipe = _teacher_run(teacher, overrides)
+        run, its_recipe = teacher_run(teacher, overrides)
         from distill.stages.export import export_teacher
 
         with _console(quiet, as_json) as listener:
@@ -130,9 +130,9 @@ def student(
     """Stage three: train a student on a teacher's store. Needs no recipe: the run folder holds one."""
     short = {"model": model, "loss.name": loss, "loss.temperature": temperature}
     given = [f"student.{field}={value}" for field, value in short.items() if value is not None]
-    if more := [str(_found(name)) for name in teacher[1:]]:
+    if more := [str(found_run(name)) for name in teacher[1:]]:
         given.append(f"student.more_teachers={json.dumps(more)}")
-    run, recipe = _teacher_run(teacher[0], [*given, *overrides])
+    run, recipe = teacher_run(teacher[0], [*given, *overrides])
     from distill.stages.exported import export_student, require
     from distill.stages.student import train_student
 
@@ -155,7 +155,7 @@ def run(
     tensorboard: Curves = False,
 ) -> None:
     """All stages; what is already on disk is not done again."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from distill.stages.pipeline import run_pipeline
 
     with _console(quiet, as_json, tensorboard) as listener:
@@ -172,7 +172,7 @@ def compare(
     tensorboard: Curves = False,
 ) -> None:
     """Train the teachers of [compare], a student of each, and print the table."""
-    loaded = _load(recipe, overrides, comparing=True)
+    loaded = load(recipe, overrides, comparing=True)
     from distill.stages.compare import compare as compare_teachers
 
     with _console(quiet, as_json, tensorboard) as listener:
@@ -194,7 +194,7 @@ def bench(
     as_json: AsJson = False,
 ) -> None:
     """Cost of the bilevel step: each estimator and meta source against a plain step."""
-    loaded = _load(recipe, overrides)
+    loaded = load(recipe, overrides)
     from distill.stages.bench import bench as measure
 
     report = measure(loaded, rounds=rounds)
@@ -213,7 +213,7 @@ def labels(
     as_json: AsJson = False,
 ) -> None:
     """Look at learned labels: confused classes, suspected label errors (tables, pictures, CSV)."""
-    found, recipe = _teacher_run(run, overrides)
+    found, recipe = teacher_run(run, overrides)
     from distill.stages.labels import look_at_labels
 
     with _console(False, as_json) as listener:
@@ -254,34 +254,6 @@ def list_(
 
     for line in listing(kind, pattern):
         print(line)
-
-
-def _load(path: Path, overrides: list[str], *, comparing: bool = False) -> Recipe:
-    from distill.recipe.checks import check_recipe
-    from distill.recipe.load import load_recipe
-
-    recipe = load_recipe(path, overrides)
-    check_recipe(recipe, str(path), comparing=comparing)
-    return recipe
-
-
-def _found(text: str) -> Path:
-    """The run folder of a name or a path."""
-    from distill.report.runs import find_run
-
-    return find_run(text, Path("checkpoints"))
-
-
-def _teacher_run(text: str, overrides: list[str]) -> tuple[Run, Recipe]:
-    """The teacher's run and its recipe as overridden."""
-    from distill.recipe.checks import check_recipe
-    from distill.recipe.load import override_run
-    from distill.report.runs import open_run
-
-    run = open_run(_found(text))
-    recipe = override_run(run.recipe, overrides)
-    check_recipe(recipe, str(run.folder / "recipe.toml"))
-    return run, recipe
 
 
 @contextmanager

@@ -53,10 +53,9 @@ def contact_sheet(
 def _heading(suspects: Sequence[Suspect], planted: bool) -> str:
     if not suspects:
         return "no suspected label errors"
-    plural = "" if len(suspects) == 1 else "s"
-    note = f"{len(suspects)} training image{plural} whose learned label differs most confidently from the given one"
+    note = f"suspected label errors, the {len(suspects)} most confident"
     right = sum(suspect.learned == suspect.true for suspect in suspects)
-    return f"{note}; {right} of them rightly (green)" if planted else note
+    return f"{note}: {right} learned rightly (green)" if planted else note
 
 
 def thumbnail(image: NDArray[np.uint8], side: int = THUMBNAIL) -> NDArray[np.uint8]:

@@ -50,7 +50,10 @@ def heat_map(path: Path, panels: Mapping[str, NDArray[np.float64]], names: Seque
         axis.set_yticks(place, labels, fontsize=7, parse_math=False)
         beneath, beside = k + columns >= len(shown), k % columns == 0
         axis.tick_params(length=0, labelbottom=beneath, labelleft=beside)
-    figure.colorbar(drawn, ax=axes, label="mean probability (log scale)", extend="min", shrink=0.8)
+    bar = figure.colorbar(drawn, ax=axes, label="mean probability in % (log scale)", extend="min", shrink=0.8)
+    marks = [k * 10.0**power for power in range(-9, 1) for k in (1, 2, 5) if least <= k * 10.0**power <= most]
+    bar.set_ticks(marks, labels=[f"{100 * mark:g}" for mark in marks], minor=False)
+    bar.set_ticks([], minor=True)
     figure.supxlabel("learned for", fontsize=9)
     figure.supylabel("given as", fontsize=9)
     figure.suptitle(note, fontsize=10)

@@ -112,7 +112,10 @@ def label_rows(run: Run, recipe: Recipe, labels: LearnedLabels, listener: Listen
         if _belong(run, recipe, labels, found, origin):
             data = found
         else:
-            missing = "the images, or their given labels, are not those that the teacher was trained on"
+            missing = (
+                f"{recipe.data.root or recipe.data.source}: these may be other images or given labels than the teacher "
+                "was trained on: they were changed, or another version of this program trained it and it has no store"
+            )
     except DataError as error:
         missing = error.message
     return LabelRows(labels, rows, order, _names(labels.labels.shape[1], data, origin), data, missing)
@@ -139,15 +142,15 @@ def _origin(run: Run) -> Origin | None:
 def _belong(run: Run, recipe: Recipe, labels: LearnedLabels, data: ImageData, origin: Origin | None) -> bool:
     """Whether these are the data that the teacher was trained on.
 
-    A program that knows more fields than the one that trained it has another digest of the same recipe: then the store
-    says which images and given labels there were.
+    A program that knows other fields than the one that trained it has another digest of the same recipe. Then the store
+    says which images of a folder there were; published data sets are what they were.
     """
     given = data.labels.given
     if labels.labels.shape[1] != data.num_classes or int(labels.indices.max()) >= len(given):
         return False
     if labels.kind == "instance" and not torch.equal(given[labels.indices], labels.given):
         return False
-    if teacher_inputs(recipe, data) == run.record.stages["teacher"].digest:
+    if not data.source.decodes or teacher_inputs(recipe, data) == run.record.stages["teacher"].digest:
         return True
     then = None if origin is None else (origin.data_fingerprint, origin.given_labels_sha256)
     return then == (data.source.fingerprint(), sha256_of_tensor(given))

@@ -202,8 +202,8 @@ def _draw_heat_map(path: Path, seen: LabelRows, pairs: list[Pair]) -> Path:
     tables = {f"after epoch {epochs[k]}": seen.labels.trajectory[epochs[k]] for k in times}
     tables["kept: mean over the last epochs"] = seen.labels.averaged
     panels = {title: np.asarray(_means(seen, table, chosen), np.float64) for title, table in tables.items()}
-    note = "Where the probability of the given class goes"
+    note = "Where the probability of the given class goes; in the diagonal what it keeps, in %"
     if len(chosen) < len(seen.names):
-        note += f": the {len(chosen)} most confused of {len(seen.names):,} classes"
+        note += f"\nthe {len(chosen)} most confused of {len(seen.names):,} classes"
     heat_map(path, panels, [seen.names[k] for k in chosen.tolist()], note)
     return path
