@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from distill.errors import RecipeError
-from distill.labels.fixed import Smoothing
+from distill.labels.fixed import Bootstrap, Smoothing, VirtualTeacher
+from distill.labels.history import History
 from distill.labels.learned import Learned, Pulls
+from distill.labels.online import OnlineSmoothing
+from distill.labels.phases import Phases
+from distill.labels.predicted import Elr, Joint, Pencil
 from distill.labels.rules import LabelRule
-from distill.labels.tables import LabelTable, class_table, instance_table
+from distill.labels.tables import LabelTable, Parametrisation, class_table, instance_table
 from distill.recipe.labels import LEARNED_RULES, LabelsRecipe
 
 SNAPSHOTS = 5  # of the labels, spread over the epochs
@@ -47,13 +51,79 @@ def label_rule(labels: LabelsRecipe, images: Images) -> LabelRule:
     Raises:
         UserError: settings that do not fit each other or the data.
     """
-    if labels.rule == "onehot":
-        return Smoothing(images.classes, 0.0)
-    if labels.rule == "smoothing":
-        return Smoothing(images.classes, labels.smoothing)
     if labels.rule in LEARNED_RULES:
         return _learned(labels, images)
-    raise RecipeError(f"[teacher.labels] rule: {labels.rule!r} is not built yet")
+    return _MADE[labels.rule](labels, images)
+
+
+def _virtual_teacher(labels: LabelsRecipe, images: Images) -> LabelRule:
+    return VirtualTeacher(images.classes, **labels.tf_kd.model_dump())
+
+
+def _bootstrap(labels: LabelsRecipe, images: Images) -> LabelRule:
+    phases = Phases(images.epochs, warmup_epochs=labels.warmup_epochs)
+    return Bootstrap(images.classes, phases, **labels.bootstrap.model_dump())
+
+
+def _online(labels: LabelsRecipe, images: Images) -> LabelRule:
+    table = class_table(images.classes, _ANY_MASS, images.device)
+    return OnlineSmoothing(table, _history(labels, images, table), given=labels.online_smoothing.given)
+
+
+def _joint(labels: LabelsRecipe, images: Images) -> LabelRule:
+    table = _instance_rows(images, _ANY_MASS, "projected")
+    own = labels.joint
+    return Joint(
+        table,
+        _phases(labels, images),
+        _history(labels, images, table),
+        balance=own.balance,
+        entropy=own.entropy,
+        window=own.history,
+    )
+
+
+def _pencil(labels: LabelsRecipe, images: Images) -> LabelRule:
+    own = labels.pencil
+    table = _instance_rows(images, own.mass, "softmax")
+    return Pencil(
+        table,
+        _phases(labels, images),
+        _history(labels, images, table),
+        step=own.step,
+        compatibility=own.compatibility,
+        entropy=own.entropy,
+    )
+
+
+def _elr(labels: LabelsRecipe, images: Images) -> LabelRule:
+    table = _instance_rows(images, _ANY_MASS, "projected")
+    return Elr(table, Phases(images.epochs), _history(labels, images, table), **labels.elr.model_dump())
+
+
+_MADE: dict[str, Callable[[LabelsRecipe, Images], LabelRule]] = {
+    "onehot": lambda labels, images: Smoothing(images.classes, 0.0),
+    "smoothing": lambda labels, images: Smoothing(images.classes, labels.smoothing),
+    "online-smoothing": _online,
+    "tf-kd": _virtual_teacher,
+    "bootstrap": _bootstrap,
+    "joint": _joint,
+    "pencil": _pencil,
+    "elr": _elr,
+}
+_ANY_MASS = 0.5  # of rows that the rule fills by itself
+
+
+def _phases(labels: LabelsRecipe, images: Images) -> Phases:
+    return Phases(images.epochs, warmup_epochs=labels.warmup_epochs, freeze_epochs=labels.freeze_epochs)
+
+
+def _history(labels: LabelsRecipe, images: Images, table: LabelTable) -> History:
+    return History(table.phi, average_epochs=labels.average_epochs, snapshot_epochs=images.snapshot_epochs)
+
+
+def _instance_rows(images: Images, mass: float, parametrisation: Parametrisation) -> LabelTable:
+    return instance_table(images.rows, images.given, images.classes, mass, images.device, parametrisation)
 
 
 def _learned(labels: LabelsRecipe, images: Images) -> Learned:

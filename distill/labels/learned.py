@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +13,7 @@ from distill.kernels import dispatch, reference
 from distill.labels.history import History
 from distill.labels.optim import OptimizerName, RowOptimizer, row_optimizer
 from distill.labels.rules import check_logits
-from distill.labels.tables import LabelTable, initial_labels, restore
+from distill.labels.tables import LabelTable, initial_labels, restore, rows_exist
 from distill.store.labels import LearnedLabels
 
 _TINY = 1e-30  # below any probability that matters, above 0
@@ -100,7 +98,7 @@ class Learned:
 
     def labels(self, indices: Tensor, given: Tensor) -> Tensor:
         """[B], [B] -> [B, C]."""
-        with _rows_exist():
+        with rows_exist():
             return self.table.labels(self.table.rows(indices, given))
 
     def loss(self, logits: Tensor, indices: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +107,7 @@ class Learned:
         if not self.table.plain:
             labels = self.labels(indices, given)
             return reference.soft_cross_entropy(logits, labels), labels
-        with _rows_exist():
+        with rows_exist():
             loss, kept = dispatch.soft_cross_entropy_rows(
                 logits, self.table.phi, self.table.rows(indices, given), keep_labels=True, backend=self.backend
             )
@@ -209,15 +207,3 @@ class Learned:
 
     def _tensors(self) -> dict[str, Tensor]:
         return {"phi": self.table.phi} | ({} if self.table.prior is None else {"prior": self.table.prior})
-
-
-@contextmanager
-def _rows_exist() -> Iterator[None]:
-    """On the CPU torch looks at row numbers while it indexes."""
-    try:
-        yield
-    except IndexError as error:
-        raise DataError(
-            f"labels: an image of the batch has no row in the label table: {error}",
-            cure="make the table of all images and classes that are trained on.",
-        ) from error

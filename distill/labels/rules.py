@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from distill.errors import BilevelError
@@ -71,3 +72,13 @@ def check_logits(logits: Tensor, given: Tensor, classes: int) -> None:
             f"labels: the logits are {list(logits.shape)}, expected {[given.numel(), classes]}, as the labels are",
             cure="give the model as many outputs as there are classes.",
         )
+
+
+def onehot(given: Tensor, classes: int) -> Tensor:
+    """int64 [B] -> float32 [B, C]. Not F.one_hot, which on the CPU looks at the labels."""
+    return torch.zeros(given.numel(), classes, device=given.device).scatter_(1, given.unsqueeze(1), 1.0)
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """H(p) in nats of finite log-probabilities: [B, C] -> [B], differentiable."""
+    return -(log_p.exp() * log_p).sum(-1)

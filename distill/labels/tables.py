@@ -12,7 +12,8 @@ said where it is made: later the host does not look at it, since looking waits f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -249,6 +250,18 @@ def _check_range(name: str, values: Tensor, end: int | None, cure: str) -> None:
 def initial_labels(table: LabelTable, rows: Tensor) -> Tensor:
     """The labels that some rows started from: int64 [B] -> float32 [B, C]."""
     return torch.softmax(initial_logits(table.given[rows], table.classes, table.mass), dim=-1)
+
+
+@contextmanager
+def rows_exist() -> Iterator[None]:
+    """On the CPU torch looks at row numbers while it indexes: an image without a row is a DataError there."""
+    try:
+        yield
+    except IndexError as error:
+        raise DataError(
+            f"labels: an image of the batch has no row in the label table: {error}",
+            cure="make the table of all images and classes that are trained on.",
+        ) from error
 
 
 def restore(tensors: Mapping[str, Tensor], state: Mapping[str, object]) -> None:
