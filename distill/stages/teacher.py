@@ -19,6 +19,7 @@ from distill.errors import BilevelError, RunError
 from distill.labels.build import Images, label_rule
 from distill.labels.learned import Learned
 from distill.labels.optim import step_factor
+from distill.labels.watch import SATURATED, Watch, label_metrics
 from distill.recipe.checks import check_recipe
 from distill.recipe.digest import differences
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
@@ -34,7 +35,7 @@ from distill.stages.common import (
 )
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import save_weights
-from distill.store.labels import LearnedLabels, write_labels
+from distill.store.labels import write_labels
 from distill.training.device import describe_device, prepare_device
 from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out, files_read
 from distill.training.loop import Plan, fit
@@ -106,6 +107,8 @@ class TeacherTask:
         images = Images(self.rows, data.labels.given[self.rows], len(data.source.classes), self.epochs, device)
         self.rule = label_rule(teacher.labels, images)
         self.listener = listener
+        sure = teacher.labels.rule not in LEARNED_RULES or teacher.labels.true_class_mass > SATURATED
+        self._watch = Watch(images.classes, saturated_at_first=sure)
         self.training = Training(
             self.model,
             self.optimizer,
@@ -208,9 +211,12 @@ class TeacherTask:
         return first <= epoch < end and number % labels.every == 0
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
-        """How many labels are right, how soft they are, how many moved. True labels report here, and never teach."""
+        """How many labels are right, how soft they are, how many moved; says when they have collapsed."""
         self.rule.end_epoch(epoch + 1, self.epochs)
-        return label_metrics(self.data, self.rule.kept())
+        metrics = label_metrics(self.data.labels, self.data.splits.train, self.rule.kept())
+        for problem in self._watch(metrics):
+            self.listener(Notice(problem))
+        return metrics
 
     def check(self) -> None:
         """See `Task`."""
@@ -218,34 +224,18 @@ class TeacherTask:
 
     def state_dict(self) -> dict[str, Any]:
         """See `Task`."""
-        return {"rule": self.rule.state_dict(), "step": self._step.state_dict()}
+        return {"rule": self.rule.state_dict(), "step": self._step.state_dict(), "watch": self._watch.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Task`."""
         self.rule.load_state_dict(state["rule"])
         self._step.load_state_dict(state["step"])
+        self._watch.load_state_dict(state["watch"])
 
 
 def _probed_again(epoch: int) -> bool:
     """After 1, 2, 4, 8, ... epochs: a float64 pass over a few images each time."""
     return epoch > 0 and epoch & (epoch - 1) == 0
-
-
-def label_metrics(data: ImageData, learned: LearnedLabels | None) -> dict[str, float]:
-    """Share of the training images whose given, and whose learned, label is the true one; mean entropy in nats."""
-    train = data.splits.train
-    given, true = data.labels.given[train], data.labels.true[train]
-    before = float((given == true).double().mean())
-    if learned is None:
-        return {"given_right": before}
-    rows = given if learned.kind == "class" else torch.searchsorted(learned.indices, train)
-    likeliest = learned.argmax[rows]
-    after = float((likeliest == true).double().mean())
-    moved = float((likeliest != given).double().mean())
-    # Of the table's rows, not of the images', and never all of them in float64 at once.
-    parts = [torch.special.entr(part.double()).sum(-1) for part in torch.split(learned.averaged, 2**14)]
-    entropy = float(torch.cat(parts)[rows].mean())
-    return {"given_right": before, "labels_right": after, "labels_moved": moved, "label_entropy": entropy}
 
 
 def _write(task: TeacherTask, plan: Plan, run: Run) -> dict[str, str]:

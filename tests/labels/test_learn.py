@@ -13,8 +13,8 @@ from torch import Tensor
 
 from distill.errors import BilevelError, StoreError
 from distill.kernels import dispatch
-from distill.labels.optim import RowAdam
 from distill.labels.learned import Learned
+from distill.labels.optim import RowAdam
 from distill.labels.tables import Kind, LabelTable, Parametrisation
 from distill.store.checkpoint import load_state, save_state
 from tests.labels.cases import EVERY, KINDS, OPTIMIZERS, PARAMETRISATIONS, C, N, images, learn, learned, noise

@@ -1,0 +1,101 @@
+"""What labels look like after an epoch, and whether they have collapsed. True labels report here, and never teach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from distill.data.noise import Labels
+from distill.store.labels import LearnedLabels
+
+SATURATED = 0.999  # a label this sure hardly moves any more: its gradient is y (1 - y)
+_MOST_SATURATED, _MOST_MOVED, _NEARLY_UNIFORM, _CROWDED = 0.5, 0.5, 0.95, 2.0
+_CURE = "a smaller [teacher.labels] step, a longer warmup_epochs or a pull towards the start"
+
+
+def label_metrics(labels: Labels, train: Tensor, kept: LearnedLabels | None) -> dict[str, float]:
+    """Of the training images: shares of right, moved and saturated labels, mean entropy in nats, and crowding.
+
+    `labels_crowding` is how many times as many labels as given ones the class has that gained most. It is 1 where
+    nothing moved, C where all of balanced classes' labels have become one class.
+
+    Args:
+        labels: given and true ones, of all images of the source.
+        train: source indices of the training images, int64 [N].
+        kept: the labels that move; None: there are none.
+    """
+    given, true = labels.given[train], labels.true[train]
+    before = {"given_right": float((given == true).double().mean())}
+    if kept is None:
+        return before
+    rows = given if kept.kind == "class" else torch.searchsorted(kept.indices, train)
+    likeliest = kept.argmax[rows]
+    classes = kept.averaged.shape[1]
+    counts, at_first = (torch.bincount(each, minlength=classes).double() for each in (likeliest, given))
+    # Of the table's rows, not of the images', and never all of them in float64 at once.
+    parts = [torch.special.entr(part.double()).sum(-1) for part in torch.split(kept.averaged, 2**14)]
+    return before | {
+        "labels_right": float((likeliest == true).double().mean()),
+        "labels_moved": float((likeliest != given).double().mean()),
+        "labels_saturated": float((kept.confidence[rows] > SATURATED).double().mean()),
+        "labels_crowding": float((counts / at_first.clamp(min=1)).max()),
+        "label_entropy": float(torch.cat(parts)[rows].mean()),
+    }
+
+
+class Watch:
+    """Notices when labels collapse, and says each thing once.
+
+    Args:
+        classes: C.
+        saturated_at_first: whether labels start so sure that their saturation says nothing.
+    """
+
+    def __init__(self, classes: int, *, saturated_at_first: bool = False) -> None:
+        self.classes = classes
+        self.told: set[str] = {"saturated"} if saturated_at_first else set()
+
+    def __call__(self, metrics: Mapping[str, float]) -> list[str]:
+        """What is new and wrong after an epoch, a sentence each; metrics as `label_metrics` gives them."""
+        if "labels_moved" not in metrics:
+            return []
+        found = [(name, sentence) for name, sentence in self._problems(metrics) if name not in self.told]
+        self.told |= {name for name, _ in found}
+        return [sentence for _, sentence in found]
+
+    def _problems(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        if metrics["labels_saturated"] > _MOST_SATURATED:
+            yield (
+                "saturated",
+                f"labels saturate: {metrics['labels_saturated']:.0%} of them are above {SATURATED} for one class and "
+                f"hardly learn any more; try {_CURE}",
+            )
+        if metrics["labels_moved"] > _MOST_MOVED:
+            yield (
+                "moved",
+                f"labels run away: {metrics['labels_moved']:.0%} of them have left the given class; unless so many "
+                f"given labels are wrong, try {_CURE}",
+            )
+        if metrics["label_entropy"] > _NEARLY_UNIFORM * math.log(self.classes):
+            yield (
+                "uniform",
+                f"labels have become nearly uniform: their mean entropy is {metrics['label_entropy']:.2f} of at most "
+                f"{math.log(self.classes):.2f} nats; try {_CURE}",
+            )
+        if metrics["labels_crowding"] > _CROWDED and self.classes > 2:
+            yield (
+                "crowded",
+                f"labels crowd into one class: it has {metrics['labels_crowding']:.1f} times its given labels; try "
+                f"{_CURE}",
+            )
+
+    def state_dict(self) -> dict[str, list[str]]:
+        """What was told, so that a resumed run does not say it again."""
+        return {"told": sorted(self.told)}
+
+    def load_state_dict(self, state: Mapping[str, list[str]]) -> None:
+        """The inverse of `state_dict`."""
+        self.told = set(state["told"])

@@ -1,0 +1,78 @@
+"""Metrics of labels against numbers by hand, and what is said of labels that collapse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from distill.data.noise import Labels
+from distill.labels.watch import Watch, label_metrics
+from distill.store.labels import LearnedLabels
+
+GIVEN, TRUE = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 1, 2, 1, 1, 0])
+TRAIN = torch.tensor([0, 1, 3, 5])
+SOUND = {"labels_moved": 0.1, "labels_saturated": 0.1, "label_entropy": 0.5, "labels_crowding": 1.2}
+
+
+def kept(rows: list[list[float]], kind: str = "instance") -> LearnedLabels:
+    table = torch.tensor(rows)
+    indices = torch.arange(3) if kind == "class" else TRAIN
+    given = indices if kind == "class" else GIVEN[TRAIN]
+    return LearnedLabels(kind, table, table, indices, given, torch.ones(len(table), dtype=torch.bool))
+
+
+def test_by_hand() -> None:
+    labels = Labels(GIVEN, TRUE)
+    table = [[1.0, 0.0, 0.0], [0.2, 0.8, 0.0], [0.25, 0.5, 0.25], [0.4, 0.3, 0.3]]
+    metrics = label_metrics(labels, TRAIN, kept(table))
+    entropy = (0.5004024235 + 1.5 * math.log(2) + 1.0888999753) / 4
+    assert metrics == pytest.approx(
+        {
+            "given_right": 0.5,
+            "labels_right": 1.0,
+            "labels_moved": 0.5,
+            "labels_saturated": 0.25,
+            "labels_crowding": 2.0,
+            "label_entropy": entropy,
+        }
+    )
+
+
+def test_a_class_table_is_weighed_by_its_images() -> None:
+    rows = [[0.6, 0.4, 0.0], [0.0, 1.0, 0.0], [0.7, 0.0, 0.3]]
+    metrics = label_metrics(Labels(GIVEN, TRUE), TRAIN, kept(rows, "class"))
+    assert metrics["labels_moved"] == 0.25
+    assert metrics["labels_right"] == 0.75
+    assert metrics["labels_saturated"] == 0.25
+
+
+def test_fixed_labels_have_what_is_given() -> None:
+    assert label_metrics(Labels(GIVEN, TRUE), TRAIN, None) == {"given_right": 0.5}
+    assert Watch(3)({"given_right": 0.5}) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels_saturated": 0.6}, "labels saturate: 60%"),
+        ({"labels_moved": 0.51}, "labels run away: 51%"),
+        ({"label_entropy": 1.09}, "nearly uniform"),
+        ({"labels_crowding": 2.4}, "crowd into one class: it has 2.4 times"),
+    ],
+)
+def test_what_collapses_is_told_once(change: dict[str, float], message: str) -> None:
+    watch = Watch(3)
+    assert watch(SOUND) == []
+    (told,) = watch(SOUND | change)
+    assert message in told
+    assert "a smaller [teacher.labels] step" in told
+    assert watch(SOUND | change) == []
+    resumed = Watch(3)
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed(SOUND | change) == []
+
+
+def test_labels_that_begin_sure_are_not_said_to_saturate() -> None:
+    assert Watch(3, saturated_at_first=True)(SOUND | {"labels_saturated": 1.0}) == []
