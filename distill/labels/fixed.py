@@ -124,11 +124,13 @@ class Bootstrap(Fixed):
         if self.phases.warming:
             return cross_entropy(logits, given), hard
         log_p = log_probabilities(logits, 1.0)
-        answers = log_p.detach().exp() if self.target == "soft" else onehot(log_p.argmax(-1), self.classes)
-        labels = hard * self.given + answers * (1.0 - self.given)
-        if self.target == "hard":
-            return reference.soft_cross_entropy(logits, labels), labels
-        return self.given * cross_entropy(logits, given) + (1.0 - self.given) * entropy(log_p), labels
+        if self.target == "soft":
+            own, answers = entropy(log_p), log_p.detach().exp()
+        else:
+            likeliest = log_p.argmax(-1)
+            own, answers = cross_entropy(logits, likeliest), onehot(likeliest, self.classes)
+        loss = self.given * cross_entropy(logits, given) + (1.0 - self.given) * own
+        return loss, hard * self.given + answers * (1.0 - self.given)
 
     def end_epoch(self, epoch: int, epochs: int) -> None:
         """See `LabelRule`."""

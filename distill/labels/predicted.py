@@ -201,10 +201,10 @@ class Elr(Predicted):
     the given one. They are what the loss draws to besides the given label, not what it is a cross-entropy with.
     Repeats of an image in a batch count as one answer, their mean.
 
-    The formula has no lower bound: 1 - <p, t> goes to 0 where answers are sure and stay so, and after some fifty epochs
-    float32 would make a logarithm of 0 of it. It is therefore held at `SMALLEST_LEFT` or more, below which it has no
-    gradient; everywhere else it is the paper's. The published code gets there by another change: it clamps p to
-    [1e-4, 1 - 1e-4], and normalises that for t, which at many classes takes mass from every answer (9 % at 1,000).
+    The formula has no lower bound: 1 - <p, t> goes to 0 as answers become sure and stay so, in float32 to 0 itself. It
+    is therefore held at `SMALLEST_LEFT` or more, below which it has no gradient; everywhere else it is the paper's. The
+    published code gets there by another change: it clamps p to [1e-4, 1 - 1e-4], and normalises that for t, which at
+    many classes takes mass from every answer (9 % at 1,000).
 
     Args:
         table: instance rows, "projected": a row is t. They are set to 0 here.
