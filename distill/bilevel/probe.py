@@ -19,7 +19,7 @@ from distill.bilevel.estimators import APPROXIMATIONS, ESTIMATORS, EXACT, ORDER,
 from distill.bilevel.finite_difference import FiniteDifference
 from distill.bilevel.lookahead import LookAhead, SGDRule
 from distill.bilevel.step import Training
-from distill.bilevel.targets import given_loss, soft_loss
+from distill.bilevel.targets import meta_loss, soft_loss
 from distill.bilevel.update import gradient_by_name
 from distill.data.loader import Batch
 from distill.errors import BilevelError
@@ -133,7 +133,8 @@ def trial_step(
     # A direction is all that is needed, and in float16 one would have to find a scale for its loss first.
     precision = "float32" if training.precision == "float16" else training.precision
     meta_logits = hygiene.silent_forward(training.model, parameters, meta.images, seed=seed, precision=precision)
-    return inner, gradient_by_name(given_loss(meta_logits, meta).mean(), training.model, retain_graph=False)
+    judged = meta_loss(meta_logits, meta, training.meta_loss_q).mean()
+    return inner, gradient_by_name(judged, training.model, retain_graph=False)
 
 
 def reference_gradient(model: nn.Module, inner: InnerStep, r: Tensors) -> tuple[Tensor, str]:

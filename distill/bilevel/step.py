@@ -21,7 +21,7 @@ from distill.bilevel import hygiene, lookahead
 from distill.bilevel.contract import InnerStep, Tensors
 from distill.bilevel.label_step import LabelStep
 from distill.bilevel.lookahead import Clip, LookAhead, laid_out_like_parameters
-from distill.bilevel.targets import Target, given_loss, soft_loss
+from distill.bilevel.targets import Target, meta_loss, soft_loss
 from distill.bilevel.update import Update
 from distill.data.loader import Batch
 from distill.labels.rules import LabelRule
@@ -64,6 +64,7 @@ class Training:
     seed: int
     precision: str = "float32"
     clip_norm: float = 0.0  # of the whole gradient; 0: no clipping
+    meta_loss_q: float = 0.0  # of what judges the labels, see `targets.meta_loss`
     update: Update = field(init=False)
 
     def __post_init__(self) -> None:
@@ -168,11 +169,11 @@ class HeldOutStep:
         )
         if not training.update.step():
             return {"loss": loss.detach()}  # the network did not move, which says nothing about its labels
-        meta_loss = self._meta_loss(number)
-        r = training.update.meta_gradient(meta_loss, retain_graph=False)
+        judged = self._meta_loss(number)
+        r = training.update.meta_gradient(judged, retain_graph=False)
         if r is not None:
             self.label_step(training.model, inner, target, r)
-        return {"loss": loss.detach(), "meta_loss": meta_loss.detach()}
+        return {"loss": loss.detach(), "meta_loss": judged.detach()}
 
     def _meta_loss(self, number: int) -> Tensor:
         meta = self.meta_batch(number)
@@ -184,7 +185,7 @@ class HeldOutStep:
             seed=derive(self.training.seed, "meta-forward", number),
             precision=self.training.precision,
         )
-        return given_loss(logits, meta).mean()
+        return meta_loss(logits, meta, self.training.meta_loss_q).mean()
 
     def state_dict(self) -> dict[str, Any]:
         """Float16's scale, and the label step's."""
@@ -227,7 +228,7 @@ class NextBatchStep:
         pending, self.pending = self.pending, None
         told, r = {}, None
         if pending is not None:
-            told["meta_loss"] = given_loss(logits, batch).mean()
+            told["meta_loss"] = meta_loss(logits, batch, training.meta_loss_q).mean()
             r = training.update.meta_gradient(told["meta_loss"], retain_graph=True)
         losses, target = soft_loss(training.rule, logits, batch)
         told["loss"] = losses.mean()

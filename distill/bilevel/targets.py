@@ -57,9 +57,20 @@ def soft_loss(rule: LabelRule, logits: Tensor, batch: Batch) -> tuple[Tensor, Ta
     return mixed(losses, of_partners, share), target
 
 
-def given_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """The cross-entropy of each image with its given label, or both partners': logits [B, C] -> [B]."""
-    losses = cross_entropy(logits, batch.given)
+def meta_loss(logits: Tensor, batch: Batch, q: float) -> Tensor:
+    """What judges labels: a loss of each image with its given label, or both partners': logits [B, C] -> [B].
+
+        (1 - p_y^q) / q        at q = 0 its limit, the cross-entropy -log p_y
+
+    Generalised cross-entropy, Zhang and Sabuncu, arXiv 1805.07836: its gradient is p_y^q times cross-entropy's, so an
+    image whose given label the network disbelieves hardly judges. At q = 1 it is 1 - p_y, which bears symmetric noise.
+    """
+    losses = _generalised(logits, batch.given, q)
     if batch.mix is None:
         return losses
-    return mixed(losses, cross_entropy(logits, batch.mix.given), batch.mix.share)
+    return mixed(losses, _generalised(logits, batch.mix.given, q), batch.mix.share)
+
+
+def _generalised(logits: Tensor, given: Tensor, q: float) -> Tensor:
+    losses = cross_entropy(logits, given)
+    return losses if q == 0 else -torch.expm1(-q * losses) / q

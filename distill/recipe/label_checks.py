@@ -87,6 +87,11 @@ def _learned(recipe: Recipe, rules: str) -> Iterator[str]:
             f"[data] meta: found 0, expected some images to judge {rules} labels with, "
             'or [teacher.labels] meta = "next-batch"'
         )
+    if labels.meta_joins and (labels.meta != "held-out" or not labels.freeze_epochs):
+        yield (
+            f'[teacher.labels] meta_joins: found true with meta = "{labels.meta}" and freeze_epochs = '
+            f"{labels.freeze_epochs}; held-out images can join when labels are frozen, for 1 epoch or more"
+        )
     if labels.estimator in ("one-sided", "central") and teacher.precision != "float32":
         yield (
             f'[teacher.labels] estimator: found "{labels.estimator}" with precision = "{teacher.precision}", where '

@@ -125,7 +125,9 @@ class PencilRecipe(Table):
         default=0.999, description="Probability on the given class at first; the paper's 10 onehot is .9996 at C = 10."
     )
     step: _Weight = Field(default=0.5, description="Label step; the paper's lambda / (B C).")
-    compatibility: _Weight = Field(default=1.0, description="Pull towards the given label; the paper's alpha C.")
+    compatibility: _Weight = Field(
+        default=0.5, description="Pull towards the given label, the paper's alpha C; from 1 on no label is corrected."
+    )
     entropy: _Weight = Field(default=0.4, description="Of the answers' entropy, the paper's beta.")
 
 
@@ -156,6 +158,15 @@ class LabelsRecipe(Table):
         default="next-batch", description="Learned: what judges the labels, the meta images or the next training batch."
     )
     meta_batch_size: Count = Field(default=128, description="Held-out: meta images a step.")
+    meta_joins: bool = Field(
+        default=False, description="Held-out: train on the meta images too in the last epochs, while labels are frozen."
+    )
+    meta_loss_q: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="What judges is (1 - p^q) / q of the given class, which wrong ones hardly move; 0: cross-entropy.",
+    )
     estimator: Literal["auto", "unrolled", "forward-mode", "one-sided", "central", "last-layer"] = Field(
         default="auto", description="How the directional derivative is taken; auto: the cheapest that passes the probe."
     )

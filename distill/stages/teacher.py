@@ -88,9 +88,16 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
 
 def training_rows(data: ImageData, labels: LabelsRecipe) -> Tensor:
     """Source indices that the teacher is trained on, int64 [N]; the meta images too unless they judge the labels."""
-    if labels.rule in LEARNED_RULES and labels.meta == "held-out":
-        return data.splits.train
+    return data.splits.train if _judged_by_meta_images(labels) else all_rows(data)
+
+
+def all_rows(data: ImageData) -> Tensor:
+    """Source indices of the training and the meta images, int64 [N]."""
     return torch.cat([data.splits.train, data.splits.meta]).sort().values
+
+
+def _judged_by_meta_images(labels: LabelsRecipe) -> bool:
+    return labels.rule in LEARNED_RULES and labels.meta == "held-out"
 
 
 class TeacherTask:
@@ -101,10 +108,12 @@ class TeacherTask:
         self.recipe, self.data, self.device = recipe, data, device
         self.epochs = teacher.epochs
         self.rows = training_rows(data, teacher.labels)
+        self.joined = all_rows(data) if _judged_by_meta_images(teacher.labels) and teacher.labels.meta_joins else None
         self.batch_size = teacher.batch_size
         self.steps = steps_per_epoch(self.rows.numel(), self.batch_size)
         self.spec, self.model, self.optimizer = build_network(teacher, "teacher", data, recipe.seed, device)
-        images = Images(self.rows, data.labels.given[self.rows], len(data.source.classes), self.epochs, device)
+        rows = self.rows if self.joined is None else self.joined  # a row for whoever is ever trained on
+        images = Images(rows, data.labels.given[rows], len(data.source.classes), self.epochs, device)
         self.rule = label_rule(teacher.labels, images)
         self.listener = listener
         sure = teacher.labels.rule not in LEARNED_RULES or teacher.labels.true_class_mass > SATURATED
@@ -116,6 +125,7 @@ class TeacherTask:
             seed=derive(recipe.seed, "teacher-step"),
             precision=teacher.precision,
             clip_norm=teacher.clip_norm,
+            meta_loss_q=teacher.labels.meta_loss_q,
         )
         self.label_step: LabelStep | None = None
         self._step = self._build_step()
@@ -165,7 +175,7 @@ class TeacherTask:
         """See `Task`."""
         return training_batches(
             self.data,
-            self.rows,
+            self._rows(epoch),
             batch_size=self.batch_size,
             epoch=epoch,
             seed=self.recipe.seed,
@@ -174,6 +184,16 @@ class TeacherTask:
             device=self.device,
             start=start,
         )
+
+    def _rows(self, epoch: int) -> Tensor:
+        """Source indices that an epoch is trained on: as many in each, so that all epochs have as many steps.
+
+        Once the labels are frozen and the meta images have joined, each epoch leaves others out.
+        """
+        if self.joined is None or epoch < self.epochs - self.recipe.teacher.labels.freeze_epochs:
+            return self.rows
+        order = torch.randperm(self.joined.numel(), generator=generator(self.recipe.seed, "joined", epoch))
+        return self.joined[order[: self.rows.numel()]].sort().values
 
     def meta_batch(self, number: int) -> Batch:
         """Some of the held-out images, augmented like training images but never mixed: what judges is one given label.

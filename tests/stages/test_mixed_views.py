@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distill.bilevel.step import PlainStep, Training
-from distill.bilevel.targets import given_loss
+from distill.bilevel.targets import meta_loss
 from distill.data.loader import open_data
 from distill.errors import StoreError, UserError
 from distill.labels.fixed import Smoothing
@@ -80,7 +80,7 @@ def test_the_hard_loss_is_that_of_the_mixed_target(tiny) -> None:
     logits = torch.randn(len(batch.rows), 10, generator=torch.Generator().manual_seed(0))
     own, other = (torch.nn.functional.one_hot(t, 10).float() for t in (batch.given, batch.mix.given))
     target = batch.mix.share[:, None] * own + (1 - batch.mix.share[:, None]) * other
-    torch.testing.assert_close(given_loss(logits, batch), soft_cross_entropy(logits, target))
+    torch.testing.assert_close(meta_loss(logits, batch, 0.0), soft_cross_entropy(logits, target))
 
 
 def test_a_plain_step_trains_on_the_mixed_target(tiny) -> None:

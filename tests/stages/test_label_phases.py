@@ -1,0 +1,109 @@
+"""When labels move: not before warm-up, not once frozen, by how much in between; and who is trained on meanwhile."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from distill.data.loader import open_data
+from distill.errors import RecipeError
+from distill.recipe.checks import check_recipe
+from distill.stages.teacher import TeacherTask, all_rows, train_teacher
+from distill.store.labels import LearnedLabels, read_labels
+from distill.training.interrupt import Interrupted
+from tests.stages.test_resume import StopAt, ignore, same
+
+JOINED = ("teacher.labels.freeze_epochs=2", "teacher.labels.meta_joins=true")
+
+
+def labels_of(recipe) -> LearnedLabels:
+    return read_labels(train_teacher(recipe, ignore).folder / "labels")
+
+
+def moved(labels: LearnedLabels, epoch: int, other: int) -> float:
+    """Between the ends of two epochs, the largest change; half precision keeps .0005."""
+    return float((labels.trajectory[epoch].float() - labels.trajectory[other].float()).abs().max())
+
+
+@pytest.mark.parametrize("meta", ["held-out", "next-batch"])
+@pytest.mark.parametrize("rule", ["class", "instance", "class+instance"])
+def test_labels_stay_in_warm_up_and_once_frozen(tiny, rule: str, meta: str) -> None:
+    labels = labels_of(
+        tiny(
+            f"teacher.labels.rule={rule}",
+            f"teacher.labels.meta={meta}",
+            "teacher.labels.warmup_epochs=1",
+            "teacher.labels.freeze_epochs=1",
+        )
+    )
+    start = torch.full_like(labels.labels, 0.1 / 9).scatter_(1, labels.given.unsqueeze(1), 0.9)
+    assert (labels.trajectory[1].float() - start).abs().max() < 1e-3
+    assert moved(labels, 1, 2) > 2e-3
+    assert moved(labels, 2, 3) == 0
+    assert labels.touched.any()
+
+
+def test_a_step_that_falls_moves_less_and_less(tiny) -> None:
+    constant, falling = (
+        labels_of(tiny(f"name={s}", f"teacher.labels.step_schedule={s}")) for s in ("constant", "linear")
+    )
+    ends = [float((labels.labels - labels.trajectory[2].float()).abs().mean()) for labels in (falling, constant)]
+    assert ends[0] < 0.5 * ends[1]
+
+
+def test_meta_images_join_when_labels_are_frozen(tiny) -> None:
+    recipe = tiny(*JOINED)
+    data = open_data(recipe)
+    task = TeacherTask(recipe, data, torch.device("cpu"), ignore)
+    meta, seen = set(data.splits.meta.tolist()), []
+    for epoch in range(3):
+        batches = list(task.batches(epoch, 0))
+        assert len(batches) == task.steps
+        seen.append({index for batch in batches for index in batch.indices.tolist()})
+        assert [b.indices.tolist() for b in task.batches(epoch, 1)] == [b.indices.tolist() for b in batches[1:]]
+    assert not seen[0] & meta
+    assert seen[1] & meta
+    assert seen[1] != seen[2]
+    assert len(seen[1]) == len(seen[0])
+
+
+def test_meta_images_that_joined_have_labels_that_never_moved(tiny) -> None:
+    recipe = tiny(*JOINED)
+    labels = labels_of(recipe)
+    data = open_data(recipe)
+    assert torch.equal(labels.indices, all_rows(data))
+    of_meta = torch.isin(labels.indices, data.splits.meta)
+    assert not labels.touched[of_meta].any()
+    torch.testing.assert_close(labels.labels[of_meta].amax(-1), torch.full((int(of_meta.sum()),), 0.9))
+    assert labels.touched[~of_meta].all()
+
+
+def test_a_run_whose_meta_images_join_goes_on_with_the_same_bits(tiny) -> None:
+    settings = (*JOINED, "teacher.labels.step_schedule=cosine", "teacher.labels.pulls.answers=0.05")
+    settings = (*settings, "teacher.labels.rule=class+instance", "teacher.labels.optimizer=normalised")
+    settings = (*settings, "teacher.labels.step=0.2", "teacher.labels.prior_step=0.1", "teacher.labels.meta_loss_q=0.7")
+    whole = train_teacher(tiny("name=whole", *settings), ignore)
+    for at in ((0, 2), (2, 1)):
+        recipe = tiny(f"name=stopped{at[0]}", *settings)
+        with pytest.raises(Interrupted):
+            train_teacher(recipe, StopAt("teacher", *at))
+        stopped = train_teacher(recipe, ignore)
+        for name in ("model.safetensors", "labels/labels.safetensors"):
+            assert same(whole.folder / name, stopped.folder / name)
+
+
+def test_joining_asks_for_held_out_images_and_frozen_labels(tiny) -> None:
+    for change in ("teacher.labels.meta=next-batch", "teacher.labels.freeze_epochs=0"):
+        recipe = tiny(*JOINED, change)
+        with pytest.raises(RecipeError, match="meta_joins: found true"):
+            check_recipe(recipe, "tiny.toml")
+
+
+def test_labels_that_run_away_are_told_of_once(tiny) -> None:
+    run = train_teacher(tiny("teacher.labels.step=20000", "teacher.labels.optimizer=normalised"), ignore)
+    lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+    told = [line["message"] for line in lines if line["event"] == "notice" and line["message"].startswith("labels ")]
+    assert any("labels run away" in message for message in told)
+    assert len(told) == len(set(told))
