@@ -117,11 +117,11 @@ def _suspects(report: LabelReport) -> Table:
     truth = any(suspect.true is not None for suspect in report.suspects)
     title = f"suspected label errors: {len(report.suspects):,} of {report.suspected:,}, the most confident first"
     table = Table(title=title)
-    table.add_column("image", justify="right")
+    table.add_column("image", justify="right", no_wrap=True)
     for header in (*(("file",) if paths else ()), "given", "learned"):
         table.add_column(header, overflow="fold")
     for header in ("confidence", "given keeps"):
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap=True)
     if truth:
         table.add_column("true", overflow="fold")
     for suspect in report.suspects:

@@ -105,6 +105,7 @@ def class_means(table: Table, given: Indices, classes: Indices) -> NDArray[np.fl
         [K, K]: row a, column b is the mean probability of `classes[b]` among rows given as `classes[a]`; zeros in the
         row of a class that no row was given as.
     """
+    every = np.array_equal(classes, np.arange(table.shape[1]))
     place = np.full(table.shape[1], -1)
     place[classes] = np.arange(len(classes))
     rows = np.flatnonzero(place[given] >= 0)
@@ -112,7 +113,7 @@ def class_means(table: Table, given: Indices, classes: Indices) -> NDArray[np.fl
     for part in _chunks(len(rows), table.shape[1]):
         chosen = rows[part]
         chosen = chosen[np.argsort(place[given[chosen]], kind="stable")]
-        values = table[chosen] if len(classes) == table.shape[1] else table[chosen][:, classes]
+        values = table[chosen] if every else table[chosen][:, classes]
         found, starts, times = np.unique(place[given[chosen]], return_index=True, return_counts=True)
         sums[found] += np.add.reduceat(values, starts, axis=0, dtype=np.float64)
         counts[found] += times

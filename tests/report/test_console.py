@@ -11,7 +11,9 @@ import pytest
 from rich.console import Console
 
 from distill.report.comparison import Arm, Comparison
-from distill.report.console import console, print_comparison, print_runs
+from distill.report.console import console, print_comparison, print_labels, print_runs
+from distill.report.label_report import Confusion, LabelReport, Suspect
+from distill.report.labels import Judged
 
 METRICS = {
     "test_accuracy": 0.98765,
@@ -74,3 +76,63 @@ def test_commands_to_copy_name_the_program_as_it_was_called(
     raw, narrow = printed("utf-8", 80)
     print_runs(narrow, [], ["distill verify checkpoints/distill"])
     assert f"next: {named} verify checkpoints/distill" in raw.getvalue().decode()
+
+
+def looked_at(**changes: Any) -> LabelReport:
+    numbers = {"differing": 0.25, "entropy": 0.5, "saturated": 0.1, "touched": 1.0, "suspected": 300}
+    return LabelReport(**{
+        "run": "checkpoints/a", "kind": "instance", "rows": 1200, "classes": 3, **numbers,
+        "confusions": (Confusion("[red]x[/red]", "ä\nb", 0.25, 1234),),
+        "suspects": (Suspect(1234567, "a/=[b]/ä.png", "[red]x[/red]", "ä\nb", 0.9876, 0.01234, "truth"),),
+        "judged": Judged(0.3, 0.95, None, None, 0.7, 0.9),
+        "files": {"contact_sheet": "checkpoints/a/figures/suspected_errors.png"},
+        "notes": ("one thing was left out",),
+        **changes,
+    })  # fmt: skip
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_tables_of_learned_labels(encoding: str, width: int) -> None:
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding, errors="backslashreplace", write_through=True)
+    print_labels(Console(file=stream, width=width), looked_at())
+    text = raw.getvalue().decode(encoding)
+    assert "checkpoints/a: labels of 1,200 images, 3 classes, mean over the last epochs: 25.0 % differ" in text
+    assert "planted noise: labels right 70.0 -> 90.0 %" in text
+    for word in ("[red]x[/red]", "1234567", "0.2500", "1,234", "0.988", "0.012", "truth", "1 of 300"):
+        assert word in text
+    assert "contact sheet: checkpoints/a/figures/suspected_errors.png\nnote: one thing was left out\n" in text
+    assert "…" not in text
+    if encoding == "utf-8":
+        assert "ä\\nb" in text
+        assert "a/=[b]/ä.png" in text
+
+
+def test_learned_labels_without_truth_files_or_images() -> None:
+    raw, narrow = printed("utf-8", 80)
+    print_labels(narrow, looked_at(judged=None, suspects=(Suspect(7, "", "a", "b", 0.9, 0.1),)))
+    text = raw.getvalue().decode()
+    assert not any(word in text for word in ("true", "file", "planted"))
+    raw, narrow = printed("utf-8", 80)
+    confusions = (Confusion("a", "b", 0.25, None),)
+    print_labels(narrow, looked_at(kind="class", rows=3, confusions=confusions, suspects=(), suspected=0))
+    text = raw.getvalue().decode()
+    assert "labels of 3 classes" in text
+    assert not any(word in text for word in ("suspected label errors", "Suspected", "Confidence"))
+
+
+def test_scores_of_suspected_errors() -> None:
+    raw, wide = printed("utf-8", 200)
+    print_labels(wide, looked_at(judged=Judged(0.3, None, 0.0, 0.0, 0.7, 0.7)))
+    expected = "30.0 % of the given labels are wrong; suspected ones: precision - %, recall 0.0 %, F1 0.0 %"
+    assert expected in raw.getvalue().decode()
+
+
+def test_long_paths_leave_the_numbers_whole() -> None:
+    raw, narrow = printed("utf-8", 80)
+    long = tuple(Suspect(1234567, "folder/" * 20 + f"{k}.png", "a" * 40, "b" * 40, 0.9876, 0.01234) for k in range(2))
+    print_labels(narrow, looked_at(suspects=long))
+    text = raw.getvalue().decode()
+    assert text.count("1234567") == text.count("0.988") == text.count("0.012") == 2
+    assert "…" not in text
