@@ -26,6 +26,7 @@ _CAPTION = (
 
 _MASS = "Mass: mean probability that labels given as the first class have learned for the second."
 _SUSPECTED = "Suspected: images given as the first whose likeliest class is the second."
+_CONFIDENCE = "Confidence: probability of the learned class. Keeps: what the given class keeps."
 
 
 def console() -> Console:
@@ -83,7 +84,7 @@ def print_labels(console: Console, report: LabelReport) -> None:
         console.print(_MASS if report.kind == "class" else f"{_MASS} {_SUSPECTED}", highlight=False)
     if report.suspects:
         console.print(_suspects(report))
-        console.print("Confidence: probability of the learned class.", highlight=False)
+        console.print(_CONFIDENCE, highlight=False)
     for name, path in report.files.items():
         _line(console, f"{name.replace('_', ' ')}: {path}")
     for note in report.notes:
@@ -120,7 +121,7 @@ def _suspects(report: LabelReport) -> Table:
     table.add_column("image", justify="right", no_wrap=True)
     for header in (*(("file",) if paths else ()), "given", "learned"):
         table.add_column(header, overflow="fold")
-    for header in ("confidence", "given keeps"):
+    for header in ("confidence", "keeps"):
         table.add_column(header, justify="right", no_wrap=True)
     if truth:
         table.add_column("true", overflow="fold")

@@ -104,7 +104,7 @@ def test_the_tables_of_learned_labels(encoding: str, width: int) -> None:
         assert word in text
     assert "contact sheet: checkpoints/a/figures/suspected_errors.png\nnote: one thing was left out\n" in text
     assert "…" not in text
-    if encoding == "utf-8":
+    if encoding == "utf-8" and width == 140:
         assert "ä\\nb" in text
         assert "a/=[b]/ä.png" in text
 
