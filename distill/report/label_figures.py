@@ -14,7 +14,7 @@ from distill.report.figures import QUIET, RIGHT, UNKNOWN, WRONG, new_figure, sav
 
 _COLUMNS = 3  # panels beside each other
 _DECADES = 3  # that the colours of a heat map reach over
-_BLUE = "#0969da"
+_BLUE, _ORANGE = "#0969da", "#bc4c00"
 
 
 def heat_map(path: Path, panels: Mapping[str, NDArray[np.float64]], names: Sequence[str], note: str) -> None:
@@ -89,7 +89,7 @@ def _square(k: int) -> Any:
 
 
 def epochs_chart(path: Path, epochs: Mapping[int, Mapping[str, float]], classes: int) -> bool:
-    """Label entropy, and the shares of labels that moved and that are right, over the epochs.
+    """Label entropy, and the shares of labels that moved, are saturated and are right, over the epochs.
 
     Args:
         path: a PNG; not written where no epoch says anything about labels.
@@ -99,9 +99,8 @@ def epochs_chart(path: Path, epochs: Mapping[int, Mapping[str, float]], classes:
     Returns:
         Whether there was anything to draw.
     """
-    entropy, moved, right, given = (
-        _series(epochs, name) for name in ("label_entropy", "labels_moved", "labels_right", "given_right")
-    )
+    names = ("label_entropy", "labels_moved", "labels_saturated", "labels_right", "given_right")
+    entropy, moved, saturated, right, given = (_series(epochs, name) for name in names)
     if not entropy and not moved and not right:
         return False
     figure = new_figure(9.0, 3.4)
@@ -109,6 +108,7 @@ def epochs_chart(path: Path, epochs: Mapping[int, Mapping[str, float]], classes:
     _line(left, entropy, _BLUE, "mean label entropy")
     left.set_ylabel(f"nats (uniform over {classes} classes: {math.log(classes):.2f})", fontsize=8)
     _line(second, moved, UNKNOWN, "moved to another class than given")
+    _line(second, saturated, _ORANGE, "saturated: nearly one-hot", style=":")
     if any(share < 1 for share in given.values()):  # labels were made wrong on purpose
         _line(second, right, RIGHT, "learned label is true")
         _line(second, given, WRONG, "given label is true", style="--")
@@ -122,7 +122,7 @@ def epochs_chart(path: Path, epochs: Mapping[int, Mapping[str, float]], classes:
         axis.grid(color="#d1d9e0", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
     if second.lines:
-        figure.legend(handles=second.lines, fontsize=8, frameon=False, loc="outside lower right", ncols=3)
+        figure.legend(handles=second.lines, fontsize=8, frameon=False, loc="outside lower right", ncols=4)
     save(figure, path)
     return True
 

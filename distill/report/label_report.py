@@ -45,7 +45,7 @@ class LabelReport:
     classes: int
     differing: float  # share of the rows whose likeliest class is not the given one
     entropy: float  # mean, in nats
-    saturated: float  # share of the rows with .99 or more on one class
+    saturated: float  # share of the rows that are so sure that they hardly move any more
     touched: float  # share of the rows that were ever updated
     suspected: int  # images whose likeliest class is not the given one; 0 for a class table
     confusions: tuple[Confusion, ...]

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-SATURATED = 0.99  # a label with this much on one class, or more, has next to nothing left to learn
 _CHUNK = 2**22  # values of a table that are looked at together
 
 Table: TypeAlias = NDArray[np.floating[Any]]

@@ -9,12 +9,12 @@ import numpy as np
 from torch import Tensor
 
 from distill.errors import DataError, RunError
+from distill.labels.watch import SATURATED
 from distill.recipe.schema import Recipe
 from distill.report.figures import contact_sheet
 from distill.report.label_figures import confidence_histogram, epochs_chart, heat_map
 from distill.report.label_report import Confusion, LabelReport, Suspect, suspects_csv
 from distill.report.labels import (
-    SATURATED,
     Indices,
     Judged,
     Pair,
@@ -79,7 +79,7 @@ def look_at_labels(
         classes=len(seen.names),
         differing=float(seen.rows.suspected.mean()),
         entropy=float(seen.rows.entropy.mean(dtype=np.float64)),
-        saturated=float((seen.rows.confidence >= SATURATED).mean()),
+        saturated=float((seen.rows.confidence > SATURATED).mean()),
         touched=float(labels.touched.double().mean()),
         suspected=len(seen.order),
         confusions=tuple(_confusion(seen, pair) for pair in pairs[:top]),

@@ -72,7 +72,7 @@ def test_the_reach_of_the_colours() -> None:
     assert _reach(np.zeros(3)) == pytest.approx((1e-4, 1e-3))
 
 
-WHOLE = {"label_entropy": 0.5, "labels_moved": 0.1, "labels_right": 0.8, "given_right": 0.7}
+WHOLE = {"label_entropy": 0.5, "labels_moved": 0.1, "labels_saturated": 0.9, "labels_right": 0.8, "given_right": 0.7}
 
 
 @pytest.mark.parametrize(
