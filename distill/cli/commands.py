@@ -167,6 +167,7 @@ def run(
 def compare(
     recipe: RecipeFile,
     overrides: Overrides = [],  # noqa: B006
+    jobs: Annotated[int, typer.Option("--jobs", min=1, max=256, help="Cells side by side, with threads divided.")] = 1,
     quiet: Quiet = False,
     as_json: AsJson = False,
     tensorboard: Curves = False,
@@ -174,16 +175,21 @@ def compare(
     """Train the teachers of [compare], a student of each, and print the table."""
     loaded = load(recipe, overrides, comparing=True)
     from distill.stages.compare import compare as compare_teachers
+    from distill.stages.run_grid import Manner
 
+    manner = Manner(jobs=jobs, curves=tensorboard)
     with _console(quiet, as_json, tensorboard) as listener:
-        result = compare_teachers(loaded, listener)
+        result = compare_teachers(loaded, listener, manner)
     if as_json:
         picture = str(result.picture) if result.picture else None
         print_json({**result.comparison.record(), "folder": str(result.folder), "picture": picture})
     elif not quiet:
         from distill.report.console import console, print_comparison
 
-        print_comparison(console(), result.comparison, result.folder, result.example.folder, result.picture)
+        example = result.example.folder if result.example else None
+        print_comparison(console(), result.comparison, result.folder, example, result.picture)
+    if result.exit_code:
+        raise typer.Exit(result.exit_code)
 
 
 @app.command()

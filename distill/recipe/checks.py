@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from distill.errors import RecipeError
+from distill.recipe.compare_checks import arm_problems, compare_problems
+from distill.recipe.fields import key
+from distill.recipe.grid import arm_recipe, with_loss
 from distill.recipe.label_checks import label_problems
-from distill.recipe.labels import LEARNED_RULES
-from distill.recipe.losses import CATALOGUE
+from distill.recipe.labels import LEARNED_RULES, LabelRule
 from distill.recipe.schema import OptimizerRecipe, Recipe, StageRecipe, ViewsRecipe
 from distill.recipe.student_checks import student_problems
 
@@ -36,9 +38,20 @@ def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
         recipe: one that fits the schema.
         comparing: whether the teachers of [compare] are to be trained, so that the learned ones among them count too.
     """
-    learned = {recipe.teacher.labels.rule} & LEARNED_RULES
-    if comparing:
-        learned |= set(recipe.compare.teachers) & LEARNED_RULES
+    compare = recipe.compare
+    own = [*compare_problems(recipe, comparing)]
+    if not comparing:
+        found = _fields(recipe)
+    elif compare.arms:
+        found = _arms(recipe)
+    else:
+        found = _with_each_loss(recipe, compare.teachers)
+    return [*found, *own]
+
+
+def _fields(recipe: Recipe, compared: Sequence[LabelRule] = ()) -> list[str]:
+    """Of all tables but [compare]; `compared` are the label rules of the teachers that this recipe is to train."""
+    learned = {recipe.teacher.labels.rule, *compared} & LEARNED_RULES
     return [
         *_data(recipe),
         *_noise(recipe),
@@ -48,9 +61,28 @@ def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
         *_imported(recipe),
         *_stage(recipe, "student", recipe.student, recipe.student.optimizer),
         *_export(recipe),
-        *student_problems(recipe, comparing),
-        *_compare(recipe, comparing),
+        *student_problems(recipe, compared),
     ]
+
+
+def _with_each_loss(recipe: Recipe, compared: Sequence[LabelRule]) -> list[str]:
+    """With every loss that [compare] names, each problem once."""
+    losses = recipe.compare.losses or (recipe.student.loss.name,)
+    return list(dict.fromkeys(line for loss in losses for line in _fields(with_loss(recipe, loss, None), compared)))
+
+
+def _arms(recipe: Recipe) -> list[str]:
+    """Of every arm that can be made; what all of them have in common is said once, without their names."""
+    arms = {
+        name: arm_recipe(recipe, name)
+        for name, assignments in recipe.compare.arms.items()
+        if not arm_problems(recipe, assignments)
+    }
+    found = {name: _with_each_loss(arm, (arm.teacher.labels.rule,)) for name, arm in arms.items()}
+    lines = dict.fromkeys(line for each in found.values() for line in each)
+    common = [line for line in lines if all(line in each for each in found.values())]
+    own = [f"[compare.arms] {key(name)}: {line}" for name, each in found.items() for line in each if line not in common]
+    return [*common, *own]
 
 
 def check_recipe(recipe: Recipe, where: str, *, comparing: bool = False) -> None:
@@ -189,33 +221,3 @@ def _export(recipe: Recipe) -> Iterator[str]:
         yield '[export] k: found none, expected how many logits of each row format = "topk" keeps'
     if export.format != "topk" and export.k is not None:
         yield f'[export] k: found {export.k}, but format is "{export.format}"; expected format = "topk"'
-
-
-def _compare(recipe: Recipe, comparing: bool) -> Iterator[str]:
-    compare = recipe.compare
-    if comparing and recipe.student.seed is not None and len(compare.seeds) > 1:
-        yield (
-            f"[student] seed: found {recipe.student.seed} with {len(compare.seeds)} seeds in [compare], "
-            "each of which is to train a student of its own; leave it out"
-        )
-    lists: dict[str, Sequence[object]] = {
-        "teachers": compare.teachers,
-        "seeds": compare.seeds,
-        "temperatures": compare.temperatures,
-    }
-    for name, values in lists.items():
-        twice = next((value for value in values if values.count(value) > 1), None)
-        if twice is not None:
-            yield f"[compare] {name}: found {twice!r} twice, expected each once"
-    if min(compare.seeds) < 0:
-        yield f"[compare] seeds: found {min(compare.seeds)}, expected seeds of at least 0"
-    if comparing and len(compare.temperatures) > 1 and recipe.data.validation == 0:
-        yield (
-            "[compare] temperatures: found several with no validation images to choose by, "
-            "expected [data] validation above 0, or one temperature"
-        )
-    if comparing and compare.temperatures and "temperature" not in CATALOGUE[recipe.student.loss.name].reads:
-        yield (
-            f'[compare] temperatures: given, but the loss "{recipe.student.loss.name}" has none; leave them out, or '
-            "set [student.loss] name"
-        )

@@ -41,7 +41,7 @@ def label_problems(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
 
 def _unread(recipe: Recipe) -> Iterator[str]:
     labels = recipe.teacher.labels
-    rules = {labels.rule, *recipe.compare.teachers}
+    rules = {labels.rule, *recipe.compare.rules(labels.rule)}
     for name in _TOLD:
         given = getattr(labels, name) != LabelsRecipe.model_fields[name].get_default(call_default_factory=True)
         if given and not any(name in reads(rule) for rule in rules):

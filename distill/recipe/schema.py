@@ -11,10 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from distill.recipe.base import Table
+from distill.recipe.compare import CompareRecipe
 from distill.recipe.images import DataRecipe, NoiseRecipe, ViewsRecipe
 from distill.recipe.labels import LEARNED_RULES, LabelRule, LabelsRecipe
 from distill.recipe.losses import LossRecipe, Weight
-from distill.recipe.ranges import Count, Temperature, Words
+from distill.recipe.ranges import Count, Words
 
 __all__ = [
     "LEARNED_RULES",
@@ -173,20 +174,6 @@ class StudentRecipe(StageRecipe):
     )
     optimizer: OptimizerRecipe = Field(default_factory=OptimizerRecipe, description="Optimiser and schedule.")
     loss: LossRecipe = Field(default_factory=LossRecipe, description="The distillation loss.")
-
-
-class CompareRecipe(Table):
-    """Which teachers are compared. All else in the recipe is the same for each."""
-
-    teachers: Annotated[tuple[LabelRule, ...], Field(strict=False, min_length=1)] = Field(
-        default=("onehot", "smoothing", "instance"), description="Label rules, one teacher each."
-    )
-    seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = Field(
-        default=(0,), description="Every teacher and student is trained once with each."
-    )
-    temperatures: Annotated[tuple[Temperature, ...], Field(strict=False)] = Field(
-        default=(), description="Student temperatures; validation chooses one per teacher. Empty: the student's own."
-    )
 
 
 class Recipe(Table):

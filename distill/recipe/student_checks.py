@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from distill.recipe.labels import KEPT_RULES
+from distill.recipe.labels import KEPT_RULES, LabelRule
 from distill.recipe.losses import (
     CATALOGUE,
     SETTINGS,
@@ -21,11 +21,17 @@ from distill.recipe.losses import (
 from distill.recipe.schema import Recipe
 
 
-def student_problems(recipe: Recipe, comparing: bool) -> Iterator[str]:
-    """Every rule about the student that the recipe breaks, one line each; arguments as for `checks.problems`."""
+def student_problems(recipe: Recipe, compared: Sequence[LabelRule] = ()) -> Iterator[str]:
+    """Every rule about the student that the recipe breaks, one line each.
+
+    Args:
+        recipe: one that fits the schema.
+        compared: the label rules of the teachers of a comparison, each with a student at each of its temperatures;
+            empty: there is no comparison, but one teacher, the recipe's own.
+    """
     yield from _student(recipe)
-    yield from _loss(recipe, comparing)
-    yield from _top_k(recipe, comparing)
+    yield from _loss(recipe, compared)
+    yield from _top_k(recipe, compared)
 
 
 def label_rule(recipe: Recipe) -> str:
@@ -58,7 +64,7 @@ def _student(recipe: Recipe) -> Iterator[str]:
         yield "[student] online: found true with more_teachers, whose stores are read; leave one of them out"
 
 
-def _loss(recipe: Recipe, comparing: bool) -> Iterator[str]:
+def _loss(recipe: Recipe, compared: Sequence[LabelRule]) -> Iterator[str]:
     loss, teacher = recipe.student.loss, recipe.teacher
     yield from problems_of_loss(loss, recipe.student.epochs)
     wanted = needs(loss)
@@ -79,7 +85,7 @@ def _loss(recipe: Recipe, comparing: bool) -> Iterator[str]:
     inside = [name for name in names if CATALOGUE[name].needs & {"features", "maps"}]
     if recipe.student.compile and inside:
         yield f'[student] compile: found true, but the loss "{inside[0]}" looks inside; leave one of them out'
-    rules = {teacher.labels.rule, *(recipe.compare.teachers if comparing else ())}
+    rules = {teacher.labels.rule, *compared}
     if "labels" in wanted and (teacher.imported.source or not rules & KEPT_RULES):
         rule = label_rule(recipe)
         yield (
@@ -88,11 +94,12 @@ def _loss(recipe: Recipe, comparing: bool) -> Iterator[str]:
         )
 
 
-def _top_k(recipe: Recipe, comparing: bool) -> Iterator[str]:
+def _top_k(recipe: Recipe, compared: Sequence[LabelRule]) -> Iterator[str]:
     loss, export = recipe.student.loss, recipe.export
-    temperatures = (recipe.compare.temperatures if comparing else ()) or (loss.temperature,)
+    several = compared and "temperature" in CATALOGUE[loss.name].reads
+    temperatures = (recipe.compare.temperatures if several else ()) or (loss.temperature,)
     losses = [loss.model_copy(update={"temperature": temperature}) for temperature in temperatures]
-    rules = recipe.compare.teachers if comparing else (label_rule(recipe),)
+    rules = compared or (label_rule(recipe),)
     settled = [settle(each, rule, recipe.student.epochs).loss for each in losses for rule in rules]
     reason = next(filter(None, map(needs_all_logits, settled)), "")
     if loss.allow_topk and export.format != "topk" and not recipe.student.more_teachers:

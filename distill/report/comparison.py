@@ -1,22 +1,32 @@
-"""The table of a comparison of teachers. No torch."""
+"""What a comparison's cells say: which student was chosen for each teacher, and what differs by how much. No torch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, stdev
-from typing import Any
+from functools import cached_property
+from itertools import combinations
+from statistics import fmean
+from typing import Any, Literal, TypeAlias
 
-from rich.table import Table
+from distill.recipe.grid import ALONE, SMOOTHING, UNTRAINED, Cell, shortest
+from distill.recipe.schema import Recipe
+from distill.report.results import CellResult
+from distill.report.stats import Paired, holm, paired
+from distill.report.verdicts import verdict
 
-HEADERS = ("labels", "network", "accuracy %", "best epoch %", "NLL", "ECE %", "labels right %")
+Network: TypeAlias = Literal["teacher", "student"]
+JUDGED = ("test_accuracy", "best_test_accuracy", "test_nll", "test_ece")  # what pairs are compared in
+MAIN = "test_accuracy"  # what verdicts are about: of the last epoch
+Choice: TypeAlias = "tuple[str, float | None]"  # a loss and a temperature, as the grid names them
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One teacher and its student, at one seed. Metrics are those of run.json."""
+    """One teacher and the student that was chosen for it, at one seed. Metrics are those of run.json."""
 
-    rule: str
+    rule: str  # the arm's name
     seed: int
     temperature: float | None  # of the student, chosen on validation; None: its loss has none
     teacher: Mapping[str, float]
@@ -24,73 +34,240 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """All arms, and the commit of the program that trained them."""
+class Row:
+    """One network of one arm, or a control, over its finished seeds."""
 
     name: str
-    commit: str
-    arms: tuple[Arm, ...]
+    network: Network
+    results: Mapping[int, CellResult]  # by seed
+    planned: int  # seeds
+    control: bool = False
+    choice: str = ""  # of a student: "T 4", "dkd, T 4"
+
+    def values(self, metric: str) -> dict[int, float]:
+        """By seed, where the metric is known and finite."""
+        found = ((seed, result.metrics.get(metric)) for seed, result in self.results.items())
+        return {seed: value for seed, value in found if value is not None and math.isfinite(value)}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """First less second, in one metric."""
+
+    network: Network
+    metric: str
+    first: str
+    second: str
+    paired: Paired
+    p_holm: float | None  # over the pairs of teachers; None for one seed, and for controls, which are in no family
+    family: int  # pairs that Holm's correction is over; 0: none
+
+    def record(self) -> dict[str, Any]:
+        """For results.json."""
+        found = self.paired.difference
+        return {
+            "network": self.network,
+            "metric": self.metric,
+            "first": self.first,
+            "second": self.second,
+            "seeds": list(self.paired.seeds),
+            "mean": None if found is None else found.mean,
+            "sd": None if found is None else found.sd,
+            "interval": None if found is None else found.interval,
+            "bootstrap": None if found is None else found.bootstrap,
+            "p": self.paired.p,
+            "p_holm": self.p_holm,
+            "family": self.family,
+            "detectable": self.paired.detectable,
+        }
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All cells of a comparison, finished or not."""
+
+    recipe: Recipe
+    results: tuple[CellResult, ...]
+
+    @property
+    def name(self) -> str:
+        """The recipe's."""
+        return self.recipe.name
+
+    @property
+    def reference(self) -> str:
+        """The arm that the others are compared with."""
+        return self.recipe.compare.first
+
+    @cached_property
+    def commit(self) -> str:
+        """Of the program that trained the cells; several, where it was changed in between."""
+        return ", ".join(sorted({r.provenance["commit"] for r in self.results if r.provenance})) or "unknown"
 
     @property
     def seeds(self) -> tuple[int, ...]:
         """In the order of the recipe."""
-        return tuple(dict.fromkeys(arm.seed for arm in self.arms))
+        return self.recipe.compare.seeds
 
-    def rows(self) -> Iterator[tuple[str, ...]]:
-        """Two rows a rule: teacher, student. Mean over the seeds, with the standard deviation if there are several."""
-        for rule in dict.fromkeys(arm.rule for arm in self.arms):
-            arms = [arm for arm in self.arms if arm.rule == rule]
-            yield (rule, "teacher", *_scores([arm.teacher for arm in arms]), _labels_right(arms))
-            temperatures = "/".join(sorted({f"{arm.temperature:g}" for arm in arms if arm.temperature is not None}))
-            student = f"student, T {temperatures}" if temperatures else "student"
-            yield ("", student, *_scores([arm.student for arm in arms]), "")
+    @property
+    def unfinished(self) -> list[CellResult]:
+        """Failed and missing cells."""
+        return [result for result in self.results if result.state != "finished"]
 
-    def caption(self) -> str:
-        """What the numbers are."""
-        several = f"mean and standard deviation over {len(self.seeds)} seeds"
-        over = several if len(self.seeds) > 1 else f"one seed ({self.seeds[0]}), so no interval can be given"
-        return (
-            f"Test part, {over}. Accuracy, NLL and ECE after the last epoch; 'best epoch' is the test accuracy of the "
-            "epoch that validation chose. Labels right: share of the training labels that are true, given -> learned."
-        )
+    def grid(self, arm: str) -> dict[Choice, dict[int, CellResult]]:
+        """The finished students of an arm, or of the untrained control: by loss and temperature, then by seed."""
+        found: dict[Choice, dict[int, CellResult]] = {}
+        for result in self.results:
+            cell = result.cell
+            if cell.kind == "student" and cell.arm == arm and cell.control in ("", UNTRAINED):
+                here = found.setdefault((cell.loss, cell.temperature), {})
+                if result.state == "finished":
+                    here[cell.seed] = result
+        return found
 
-    def rich(self, plus_minus: str = "±") -> Table:
-        """For the terminal; `plus_minus` is the sign before a standard deviation."""
-        table = Table(*HEADERS, title=self.name, caption=self.caption(), caption_justify="left")
-        for column in table.columns[2:]:
-            column.justify = "right"
-        for row in self.rows():
-            table.add_row(*[cell.replace("±", plus_minus) for cell in row], end_section=row[0] == "")
-        return table
+    def chosen(self, arm: str) -> Choice | None:
+        """The loss and temperature with the best mean validation accuracy, ties to the lower temperature.
 
-    def markdown(self) -> str:
-        """For a file."""
-        lines = [HEADERS, ("---", "---", *["---:"] * (len(HEADERS) - 2)), *self.rows()]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"# {self.name}\n\n{table}\n\n{self.caption()} Program: commit {self.commit}.\n"
+        Means are over the seeds at which all of them are finished, where there are such seeds.
+        """
+        found = {choice: by_seed for choice, by_seed in self.grid(arm).items() if by_seed}
+        if not found:
+            return None
+        common = set.intersection(*(set(by_seed) for by_seed in found.values()))
+
+        def badness(choice: Choice) -> tuple[float, float]:
+            seeds = common or set(found[choice])
+            scores = [found[choice][seed].metrics.get("validation_accuracy", 0.0) for seed in sorted(seeds)]
+            return -round(fmean(scores), 12), choice[1] or 0.0
+
+        return min(found, key=badness)
+
+    @cached_property
+    def rows(self) -> tuple[Row, ...]:
+        """Teacher and student of each arm, then the controls."""
+        compare = self.recipe.compare
+        rows: list[Row] = []
+        for arm in compare.names:
+            rows += self._of_arm(arm)
+        if compare.students and compare.controls:
+            rows += [self._alone("student alone", ALONE, "ce"), self._alone("smoothing", SMOOTHING, "smoothing")]
+            rows += self._of_arm(UNTRAINED)
+        return tuple(rows)
+
+    def row(self, name: str, network: Network) -> Row:
+        """The row of an arm."""
+        return next(row for row in self.rows if (row.name, row.network) == (name, network))
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """Seed by seed; an arm that has no teacher at a seed is left out there."""
+        compare, found = self.recipe.compare, []
+        for seed in compare.seeds:
+            for name in compare.names:
+                teacher = self.row(name, "teacher").results.get(seed)
+                student = self.row(name, "student").results.get(seed) if compare.students else None
+                if teacher is not None:
+                    temperature = student.temperature if student else None
+                    metrics = student.metrics if student else {}
+                    found.append(Arm(name, seed, temperature, teacher.metrics, metrics))
+        return tuple(found)
+
+    @cached_property
+    def networks(self) -> tuple[Network, ...]:
+        """That were trained."""
+        return ("teacher", "student") if self.recipe.compare.students else ("teacher",)
+
+    @cached_property
+    def differences(self) -> tuple[Difference, ...]:
+        """All pairs of arms, in every metric, with Holm's correction over the pairs of each; then the controls."""
+        found: list[Difference] = []
+        for network in self.networks:
+            for metric in JUDGED:
+                found += self._family(network, metric)
+                found += self._controls(network, metric)
+        return tuple(found)
+
+    def against_reference(self, row: Row, metric: str = MAIN) -> Paired | None:
+        """A row less the reference arm's of the same network; None for that itself."""
+        reference = self.row(self.reference, row.network)
+        return None if row is reference else paired(row.values(metric), reference.values(metric))
+
+    def verdicts(self) -> list[str]:
+        """A sentence for each pair of arms and each network, those with the reference first."""
+        found = [each for each in self.differences if each.metric == MAIN and each.family]
+        found.sort(key=lambda each: self.reference not in (each.first, each.second))
+        return [verdict(each.network, each.first, each.second, each.paired, each.p_holm, each.family) for each in found]
 
     def record(self) -> dict[str, Any]:
-        """For `--json`."""
-        return {"name": self.name, "commit": self.commit, "arms": [dict(vars(arm)) for arm in self.arms]}
+        """For results.json and `--json`."""
+        compare = self.recipe.compare
+        return {
+            "name": self.name,
+            "commit": self.commit,
+            "reference": self.reference,
+            "seeds": list(self.seeds),
+            "recipe_arms": {name: list(compare.assignments(name)) for name in compare.names},
+            "arms": [dict(vars(arm)) for arm in self.arms],
+            "chosen": {arm: _choice_record(self.chosen(arm)) for arm in compare.names} if compare.students else {},
+            "differences": [each.record() for each in self.differences],
+            "verdicts": self.verdicts(),
+            "cells": [result.record() for result in self.results],
+        }
+
+    def _of_arm(self, arm: str) -> Iterator[Row]:
+        control, planned = arm == UNTRAINED, len(self.seeds)
+        teachers = {r.cell.seed: r for r in self.results if (r.cell.kind, r.cell.arm) == ("teacher", arm)}
+        finished = {seed: result for seed, result in teachers.items() if result.state == "finished"}
+        yield Row(arm, "teacher", finished, planned, control)
+        if self.recipe.compare.students:
+            choice = self.chosen(arm)
+            results = {} if choice is None else self.grid(arm)[choice]
+            yield Row(arm, "student", results, planned, control, _choice_words(results.values(), self._losses))
+
+    @property
+    def _losses(self) -> int:
+        return len(self.recipe.compare.losses)
+
+    def _alone(self, name: str, control: str, loss: str) -> Row:
+        """A student that asks no teacher: the control's cells, or those of the grid that are the same."""
+
+        def is_it(cell: Cell) -> bool:
+            own = cell.control == control or (cell.control == "" and cell.loss == loss)
+            return cell.kind == "student" and cell.arm == self.reference and own
+
+        found = {r.cell.seed: r for r in self.results if is_it(r.cell) and r.state == "finished"}
+        return Row(name, "student", found, len(self.seeds), control=True)
+
+    def _family(self, network: Network, metric: str) -> list[Difference]:
+        # The second of a pair is the reference, where it is one of them: positive is then what an arm gains.
+        names = [name for name in self.recipe.compare.names if name != self.reference]
+        pairs = [(name, self.reference) for name in names] + [(b, a) for a, b in combinations(names, 2)]
+        rows = {name: self.row(name, network).values(metric) for name in self.recipe.compare.names}
+        found = [paired(rows[first], rows[second]) for first, second in pairs]
+        known = [(index, each.p) for index, each in enumerate(found) if each.p is not None]
+        adjusted = dict(zip([index for index, _ in known], holm([p for _, p in known]), strict=True))
+        return [
+            Difference(network, metric, first, second, each, adjusted.get(index), len(known) or len(pairs))
+            for index, ((first, second), each) in enumerate(zip(pairs, found, strict=True))
+        ]
+
+    def _controls(self, network: Network, metric: str) -> Iterator[Difference]:
+        for row in self.rows:
+            if row.control and row.network == network:
+                found = self.against_reference(row, metric)
+                assert found is not None
+                yield Difference(network, metric, row.name, self.reference, found, None, 0)
 
 
-def _scores(runs: Sequence[Mapping[str, float]]) -> tuple[str, str, str, str]:
-    return (
-        _over_seeds([100 * run["test_accuracy"] for run in runs], 1),
-        _over_seeds([100 * run["best_test_accuracy"] for run in runs if "best_test_accuracy" in run], 1),
-        _over_seeds([run["test_nll"] for run in runs], 3),
-        _over_seeds([100 * run["test_ece"] for run in runs], 1),
-    )
+def _choice_record(choice: Choice | None) -> dict[str, Any] | None:
+    return None if choice is None else {"loss": choice[0], "temperature": choice[1]}
 
 
-def _labels_right(arms: Sequence[Arm]) -> str:
-    before = _over_seeds([100 * arm.teacher["given_right"] for arm in arms], 1)
-    after = [100 * arm.teacher["labels_right"] for arm in arms if "labels_right" in arm.teacher]
-    return f"{before} -> {_over_seeds(after, 1)}" if after else f"{before} (fixed)"
-
-
-def _over_seeds(values: Sequence[float], digits: int) -> str:
-    if not values:
-        return "-"
-    mean = f"{fmean(values):.{digits}f}"
-    return f"{mean} ± {stdev(values):.{digits}f}" if len(values) > 1 else mean
+def _choice_words(results: Sequence[CellResult] | Any, losses: int) -> str:
+    """`T 4`, with the loss where the grid has several."""
+    words = []
+    for result in results:
+        loss = [result.cell.loss] if losses > 1 else []
+        temperature = [] if result.temperature is None else [f"T {shortest(result.temperature)}"]
+        words.append(", ".join(loss + temperature))
+    return "/".join(dict.fromkeys(words))

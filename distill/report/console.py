@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.report.comparison import Comparison
+from distill.report.comparison_table import rich_table, shown_verdicts, unfinished_line
 from distill.report.label_report import LabelReport, printable
 from distill.report.labels import Judged
 from distill.report.runs import Run
@@ -49,23 +50,25 @@ def print_runs(console: Console, runs: Sequence[Run], next_commands: Sequence[st
 
 
 def print_comparison(
-    console: Console, comparison: Comparison, folder: Path, example: Path, picture: Path | None
+    console: Console, comparison: Comparison, folder: Path, example: Path | None, picture: Path | None
 ) -> None:
-    """The table, the picture, the folders and the next three commands."""
+    """The table, the verdicts, what is missing, the picture, the folders and the next three commands."""
     # What the encoding lacks would be printed as a longer escape, out of line.
-    console.print(comparison.rich(plus_minus="±" if console.encoding.startswith("utf") else "+-"))
+    console.print(rich_table(comparison, plus_minus="±" if console.encoding.startswith("utf") else "+-"))
+    for sentence in shown_verdicts(comparison):
+        _line(console, sentence)
+    for result in comparison.unfinished:
+        _line(console, unfinished_line(result))
     if picture is not None:
         _line(console, f"suspected label errors (picture): {picture}")
     _line(console, f"comparison: {folder}")
+    if example is None:
+        return
     _line(console, f"run folder: {example}")
-    _next(
-        console,
-        [
-            f"distill student --teacher {example} --model resnet20 -T 2",
-            f"distill verify {example}",
-            "distill check recipes/fashion.toml",
-        ],
-    )
+    next_command = f"distill student --teacher {example} --model resnet20 -T 2"
+    if not comparison.recipe.compare.students:
+        next_command = f"distill export --teacher {example}"
+    _next(console, [next_command, f"distill verify {example}", "distill check recipes/fashion.toml"])
 
 
 def print_labels(console: Console, report: LabelReport) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,12 +14,13 @@ import torch
 
 from distill.data.loader import ImageData, open_data, steps_per_epoch
 from distill.data.views import in_words, view_count
-from distill.errors import UserError
+from distill.errors import RecipeError, UserError
 from distill.models import zoo
 from distill.models.features import feature_width
 from distill.models.maps import find_stages
 from distill.models.zoo import ModelSpec
 from distill.recipe.checks import problems as cross_field_problems
+from distill.recipe.grid import grid
 from distill.recipe.schema import LEARNED_RULES, Recipe, StageRecipe
 from distill.stages.common import fit_model, model_spec
 from distill.stages.export import check_k
@@ -205,7 +207,7 @@ def _lowered(recipe: Recipe, table: str, stage: StageRecipe, data: ImageData) ->
     if stage.batch_size > images:
         yield f"[{table}] batch_size: {stage.batch_size} is lowered to {images}, the number of its training images"
     labels, meta = recipe.teacher.labels, data.splits.meta.numel()
-    learned = {labels.rule, *recipe.compare.teachers} & LEARNED_RULES
+    learned = {labels.rule, *recipe.compare.rules(labels.rule)} & LEARNED_RULES
     if table == "teacher" and learned and labels.meta == "held-out" and 0 < meta < labels.meta_batch_size:
         yield f"[teacher.labels] meta_batch_size: {labels.meta_batch_size} is lowered to {meta}, all meta images"
 
@@ -250,11 +252,12 @@ def _beside_logits(recipe: Recipe, data: ImageData) -> tuple[int, list[tuple[int
 
 
 def _compare_plan(recipe: Recipe) -> dict[str, Any]:
-    compare = recipe.compare
-    temperatures = compare.temperatures or (recipe.student.loss.temperature,)
-    teachers = len(compare.teachers) * len(compare.seeds)
+    try:
+        kinds = Counter(cell.kind for cell in grid(recipe))
+    except RecipeError:  # an arm that does not fit is among the problems already
+        return {}
     return {
-        "teachers": "/".join(compare.teachers),
-        "seeds": len(compare.seeds),
-        "trainings": f"{teachers} teachers + {teachers * len(temperatures)} students",
+        "teachers": "/".join(recipe.compare.names),
+        "seeds": len(recipe.compare.seeds),
+        "trainings": f"{kinds['teacher']} teachers + {kinds['student']} students",
     }

@@ -1,26 +1,29 @@
-"""Teachers that differ in their labels only, and a student of each.
+"""`distill compare`: teachers that differ in their labels, or in what their arms assign, and students of each.
 
-Validation chooses the student's temperature for each teacher; test only reports.
+Validation chooses each teacher's loss and temperature; test only reports.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import RunError
 from distill.recipe.checks import check_recipe
-from distill.recipe.load import dump_recipe
-from distill.recipe.schema import LabelRule, Recipe
-from distill.report.comparison import Arm, Comparison
-from distill.report.runs import RECORD, Run, program_commit
+from distill.recipe.grid import Cell, comparison_folder, grid
+from distill.recipe.labels import LabelRule
+from distill.recipe.schema import Recipe
+from distill.report.comparison import Comparison
+from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
+from distill.report.results import write_finished
+from distill.report.runs import RECORD, Run, open_run
+from distill.stages.grid import finished_cells
 from distill.stages.labels import draw_suspects
-from distill.stages.pipeline import run_teacher
-from distill.stages.student import train_student
-from distill.store.atomic import writable_folder, write_bytes
-from distill.training.events import Listener, Notice
-
-COMPARISON = "comparison.toml"  # the recipe of a comparison's folder
+from distill.stages.run_grid import Manner, run_cells
+from distill.stages.schedule import Schedule
+from distill.store.atomic import writable_folder
+from distill.training.events import Listener
 
 
 @dataclass(frozen=True)
@@ -30,85 +33,74 @@ class Compared:
     comparison: Comparison
     folder: Path
     picture: Path | None
-    example: Run  # a teacher, a learned one where there is one
+    example: Run | None  # a teacher, a learned one where there is one; None: no teacher is finished
+    exit_code: int  # 0, or what the failures of cells make of it: 2 where the user can mend them all, else 1
 
 
-def compare(recipe: Recipe, listener: Listener) -> Compared:
+def compare(recipe: Recipe, listener: Listener, manner: Manner = Manner()) -> Compared:  # noqa: B008
     """Trains what `[compare]` asks for, skipping what is already on disk, and writes table and picture.
 
-    Runs land in `<checkpoints>/<name>-compare/<rule>-s<seed>`.
+    Runs land in `<checkpoints>/<name>-compare/<arm>-s<seed>`. A cell that fails stops no other; what failed and why is
+    in the comparison.
 
     Raises:
-        UserError: anything that the user can mend.
+        UserError: anything that the user can mend, before the first cell.
         Interrupted: asked to stop; the same call goes on from there.
     """
+    cells = planned(recipe)
+    folder = prepared_folder(recipe)
+    finished = finished_cells(cells, listener)
+    for number, run in finished.items():
+        write_finished(folder, cells[number], run)
+    schedule = Schedule(cells, {number: seconds_of(run) for number, run in finished.items()}, manner.budget)
+    run_cells(schedule, folder, manner, listener)
+    comparison = read_comparison([folder])
+    write_comparison(comparison, folder)
+    example = _most_telling(recipe, comparison, folder)
+    picture = None if example is None else draw_suspects(example)
+    faults = [outcome.fault for outcome in schedule.failed.values()]
+    return Compared(comparison, folder, picture, example, (1 if any(faults) else 2) if faults else 0)
+
+
+def planned(recipe: Recipe) -> tuple[Cell, ...]:
+    """The cells, each with a recipe that was checked: before hours are spent on the first.
+
+    Raises:
+        RecipeError: a recipe breaks a rule.
+    """
     check_recipe(recipe, recipe.name, comparing=True)
-    cells = [(seed, rule) for seed in recipe.compare.seeds for rule in recipe.compare.teachers]
-    for seed, rule in cells:  # before hours are spent on the first
-        own = _cell_recipe(recipe, Path(), rule, seed)
-        check_recipe(own, f"{recipe.name}, {own.name}")
-    folder = writable_folder(Path(recipe.checkpoints) / f"{recipe.name}-compare")
+    cells = grid(recipe)
+    for cell in cells:
+        if cell.seed == recipe.compare.seeds[0]:  # other seeds break no other rule
+            check_recipe(cell.recipe, f"{recipe.name}, {cell.recipe.name}")
+    return cells
+
+
+def prepared_folder(recipe: Recipe) -> Path:
+    """The comparison's folder, with its recipe in it.
+
+    Raises:
+        RunError: a run lies there.
+        StoreError: it cannot be written to.
+    """
+    folder = writable_folder(comparison_folder(recipe))
     if (folder / RECORD).exists():
         raise RunError(f"{folder}: is a run of that name, not a comparison", cure="choose another name: --set name=...")
-    arms, teachers = [], {}
-    for number, (seed, rule) in enumerate(cells, start=1):
-        listener(Notice(f"cell {number} of {len(cells)}: teacher with {rule} labels, seed {seed}"))
-        teacher, student = _cell(recipe, folder, rule, seed, listener)
-        teachers[rule, seed] = teacher
-        arms.append(
-            Arm(
-                rule=rule,
-                seed=seed,
-                teacher=teacher.metrics("teacher"),
-                student=student.metrics("student"),
-                temperature=student.recipe.student.loss.temperature,
-            )
-        )
-    comparison = Comparison(name=recipe.name, commit=program_commit(), arms=tuple(arms))
-    write_bytes(folder / "table.md", comparison.markdown().encode())
-    write_bytes(folder / COMPARISON, dump_recipe(recipe).encode())
-    example = teachers[_most_telling(recipe), recipe.compare.seeds[0]]
-    return Compared(comparison, folder, draw_suspects(example), example)
+    write_plan(recipe, folder)
+    return folder
 
 
-def _most_telling(recipe: Recipe) -> LabelRule:
-    """The rule to look at: instance labels, else class labels, else the first."""
-    rules = recipe.compare.teachers
-    order: tuple[LabelRule, ...] = ("instance", "class", rules[0])
-    return next(rule for rule in order if rule in rules)
+def seconds_of(run: Run) -> float:
+    """That the stages of a finished run took."""
+    return sum(record.seconds for record in run.record.stages.values())
 
 
-def _cell_recipe(recipe: Recipe, folder: Path, rule: str, seed: int) -> Recipe:
-    """Of a teacher."""
-    labels = recipe.teacher.labels.model_copy(update={"rule": rule})
-    own = recipe.model_copy(
-        update={
-            "name": f"{rule.replace('+', '-')}-s{seed}",  # a run's name has no plus sign
-            "seed": seed,
-            "checkpoints": str(folder),
-            "teacher": recipe.teacher.model_copy(update={"labels": labels}),
-        }
-    )
-    if recipe.compare.temperatures and recipe.export.format == "topk":  # which not every temperature can read
-        return _at(own, recipe.compare.temperatures[0])
-    return own
-
-
-def _at(recipe: Recipe, temperature: float | None) -> Recipe:
-    """With this temperature of the student's loss."""
-    loss = recipe.student.loss.model_copy(update={"temperature": temperature})
-    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"loss": loss})})
-
-
-def _cell(recipe: Recipe, folder: Path, rule: str, seed: int, listener: Listener) -> tuple[Run, Run]:
-    """A teacher and, by validation, the best of its students over the temperatures."""
-    own = _cell_recipe(recipe, folder, rule, seed)
-    teacher = run_teacher(own, listener)
-    students = []
-    for temperature in recipe.compare.temperatures or (recipe.student.loss.temperature,):
-        students.append(train_student(teacher, _at(own, temperature), listener))
-    return teacher, max(students, key=_validation_accuracy)
-
-
-def _validation_accuracy(student: Run) -> float:
-    return student.metrics("student").get("validation_accuracy", 0.0)
+def _most_telling(recipe: Recipe, comparison: Comparison, folder: Path) -> Run | None:
+    """The teacher to look at: with instance labels, else class labels, else the first; of the first seed there is."""
+    finished = [r for r in comparison.results if r.cell.kind == "teacher" and r.state == "finished"]
+    wanted: Sequence[LabelRule | None] = ("instance", "class", None)
+    for rule in wanted:
+        for result in finished:
+            if rule in (None, result.cell.recipe.teacher.labels.rule) and not result.cell.control:
+                return open_run(folder / result.run)
+    return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -64,8 +65,7 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
     settled = settle_student(recipe, rules, channels=channels, image_size=side, classes=data.num_classes)
     recipe = settled.recipe
     weights, weights_sha256 = teacher_weights(teacher, recipe, data)
-    inputs = [_inputs(teacher, recipe, weights_sha256), *(sha256_of(_manifest_of(run)) for run in more)]
-    own_digest = student_digest(recipe, inputs[0] if not more else digest(inputs))
+    own_digest = student_digest(recipe, student_inputs(teacher, more, recipe, weights_sha256))
     folder = teacher.folder / STUDENTS / student_name(recipe, own_digest)
     with locked(folder):
         if (folder / RECORD).exists() and (run := open_run(folder)).done("student", own_digest):
@@ -128,9 +128,14 @@ def _manifest_of(teacher: Run) -> Path:
     return manifest
 
 
-def _inputs(teacher: Run, recipe: Recipe, weights_sha256: str) -> str:
-    """Digest of what the student is taught with: the store, or the network that runs in its place."""
-    return digest({"online": weights_sha256}) if recipe.student.online else sha256_of(_manifest_of(teacher))
+def student_inputs(teacher: Run, more: Sequence[Run], recipe: Recipe, weights_sha256: str) -> str:
+    """Digest of what the student is taught with: the stores, or the network that runs in the first one's place.
+
+    Raises:
+        StoreError: a teacher's logits are not exported.
+    """
+    first = digest({"online": weights_sha256}) if recipe.student.online else sha256_of(_manifest_of(teacher))
+    return digest([first, *(sha256_of(_manifest_of(run)) for run in more)]) if more else first
 
 
 def _teaching(

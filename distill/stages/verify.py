@@ -6,8 +6,9 @@ from pathlib import Path
 
 from distill.errors import RunError, StoreError, UserError
 from distill.recipe.digest import inputs_digest
+from distill.report.comparison_folder import COMPARISON
+from distill.report.results import CELLS
 from distill.report.runs import RECIPE, RECORD, Run, damaged_files, open_run
-from distill.stages.compare import COMPARISON
 from distill.stages.exported import outdated
 from distill.stages.finished import STORE
 from distill.stages.recompute import Recomputed, recompute
@@ -51,7 +52,7 @@ def verify_path(path: Path) -> int:
     """
     if not path.is_dir():
         raise StoreError(f"{path}: no such folder", cure="give a run folder, a store or a folder of learned labels.")
-    inside = [folder for folder in _folders(path) if any((folder / name).exists() for name in _RUNS)]
+    inside = [folder for folder in _members(path) if any((folder / name).exists() for name in _RUNS)]
     if (path / RECORD).exists():
         problems, files = _run(path)
     elif inside:
@@ -68,13 +69,18 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
+def _members(comparison: Path) -> list[Path]:
+    """The run folders of a comparison."""
+    return [folder for folder in _folders(comparison) if folder.name != CELLS]
+
+
 def _all(folders: list[Path]) -> Found:
     """Several run folders or comparisons; one that cannot be opened is a problem."""
     problems: list[str] = []
     files = 0
     for folder in folders:
         try:
-            more, count = _all(_folders(folder)) if (folder / COMPARISON).exists() else _run(folder)
+            more, count = _all(_members(folder)) if (folder / COMPARISON).exists() else _run(folder)
         except UserError as error:
             more, count = [error.message], 0
         problems, files = problems + more, files + count

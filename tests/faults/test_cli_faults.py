@@ -54,6 +54,7 @@ epochs = 1
 batch_size = 40
 [compare]
 teachers = ["onehot", "class"]
+controls = false
 """
 
 FOLDER = """

@@ -10,21 +10,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from distill.report.comparison import Arm, Comparison
 from distill.report.console import console, print_comparison, print_labels, print_runs
 from distill.report.label_report import Confusion, LabelReport, Suspect
 from distill.report.labels import Judged
-
-METRICS = {
-    "test_accuracy": 0.98765,
-    "test_nll": 0.5,
-    "test_ece": 0.25,
-    "validation_accuracy": 1.0,
-    "best_test_accuracy": 1.0,
-    "best_epoch": 120.0,
-    "given_right": 0.7,
-    "labels_right": 1.0,
-}
+from tests.report.made import METRICS, made
 
 
 def printed(encoding: str, width: int) -> tuple[io.BytesIO, Console]:
@@ -50,9 +39,8 @@ def test_the_table_of_runs_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("encoding", "sign"), [("utf-8", "±"), ("ascii", "+-")])
 def test_the_table_of_a_comparison(encoding: str, sign: str) -> None:
-    arms = tuple(Arm(rule, seed, 4.0, METRICS, METRICS) for seed in (0, 1) for rule in ("onehot", "instance"))
     raw, wide = printed(encoding, 140)
-    print_comparison(wide, Comparison("r", "abc", arms), Path("c"), Path("c/a"), None)
+    print_comparison(wide, made("compare.temperatures=4"), Path("c"), Path("c/a"), None)
     text = raw.getvalue().decode(encoding)
     assert f"98.8 {sign} 0.0" in text
     assert "…" not in text

@@ -45,6 +45,7 @@ epochs = 2
 batch_size = 64
 [compare]
 teachers = ["onehot", "class"]
+controls = false
 """
 
 

@@ -1,0 +1,103 @@
+"""What the fields of `[compare]` ask of each other and of the rest of the recipe; see `checks.py`."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+
+from distill.errors import RecipeError
+from distill.recipe.compare import CompareRecipe
+from distill.recipe.fields import key
+from distill.recipe.grid import UNTRAINED, run_name
+from distill.recipe.load import override
+from distill.recipe.losses import CATALOGUE
+from distill.recipe.schema import Recipe
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
+_SHARED = ("name", "seed", "checkpoints", "compare")  # what every arm of a comparison has in common
+
+
+def compare_problems(recipe: Recipe, comparing: bool) -> Iterator[str]:
+    """Every rule about `[compare]` that the recipe breaks, one line each; arguments as for `checks.problems`."""
+    yield from _arms(recipe)
+    yield from _reference(recipe.compare)
+    yield from _lists(recipe.compare)
+    if comparing:
+        yield from _students(recipe)
+
+
+def _arms(recipe: Recipe) -> Iterator[str]:
+    compare = recipe.compare
+    if compare.arms and compare.teachers != CompareRecipe.model_fields["teachers"].default:
+        yield "[compare] teachers: given beside [compare.arms], which replace them; leave one of them out"
+    folders: dict[str, str] = {}
+    for name, assignments in compare.arms.items():
+        place = f"[compare.arms] {key(name)}"
+        if not _NAME.fullmatch(name):
+            yield (
+                f"{place}: found this name, expected at most 80 letters, digits, . _ + -, the first a letter or a digit"
+            )
+        folder = run_name(name, 0).casefold()  # some file systems know no capitals
+        if folder in folders:
+            yield f"{place}: its runs would lie in the same folder as those of {key(folders[folder])}; rename one"
+        folders.setdefault(folder, name)
+        if name == UNTRAINED and compare.students and compare.controls:
+            yield f"{place}: is the name of a control; rename it, or set [compare] controls = false"
+        for line in arm_problems(recipe, assignments):
+            yield f"{place}: {line}"
+
+
+def arm_problems(recipe: Recipe, assignments: Sequence[str]) -> list[str]:
+    """What is wrong with an arm's assignments, each by itself."""
+    fields = [text.partition("=")[0].strip() for text in assignments]
+    refused = [field for field in fields if field.split(".")[0].strip() in _SHARED]
+    if refused:
+        return [f"found {json.dumps(field)}, which all arms have in common; leave it out" for field in refused]
+    try:
+        override(recipe, assignments)
+    except RecipeError as error:
+        return [line.removeprefix("override ") for line in error.message.splitlines()]
+    return []
+
+
+def _reference(compare: CompareRecipe) -> Iterator[str]:
+    if compare.first not in compare.names:
+        expected = " or ".join(map(json.dumps, compare.names))
+        yield f"[compare] reference: found {json.dumps(compare.reference)}, expected {expected}"
+
+
+def _lists(compare: CompareRecipe) -> Iterator[str]:
+    lists: dict[str, Sequence[object]] = {
+        "teachers": compare.teachers,
+        "seeds": compare.seeds,
+        "losses": compare.losses,
+        "temperatures": compare.temperatures,
+    }
+    for name, values in lists.items():
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            yield f"[compare] {name}: found {twice!r} twice, expected each once"
+    if min(compare.seeds) < 0:
+        yield f"[compare] seeds: found {min(compare.seeds)}, expected seeds of at least 0"
+
+
+def _students(recipe: Recipe) -> Iterator[str]:
+    compare = recipe.compare
+    if not compare.students:
+        return
+    if recipe.student.seed is not None and len(compare.seeds) > 1:
+        yield (
+            f"[student] seed: found {recipe.student.seed} with {len(compare.seeds)} seeds in [compare], "
+            "each of which is to train a student of its own; leave it out"
+        )
+    for name in ("temperatures", "losses"):
+        if len(getattr(compare, name)) > 1 and recipe.data.validation == 0:
+            yield (
+                f"[compare] {name}: found several with no validation images to choose by, "
+                f"expected [data] validation above 0, or one {'loss' if name == 'losses' else 'temperature'}"
+            )
+    losses = compare.losses or (recipe.student.loss.name,)
+    if compare.temperatures and not any("temperature" in CATALOGUE[loss].reads for loss in losses):
+        named = f'the loss "{losses[0]}" has' if len(losses) == 1 else f"the losses {', '.join(losses)} have"
+        yield f"[compare] temperatures: given, but {named} none; leave them out, or set [student.loss] name"

@@ -1,0 +1,167 @@
+"""The cells of a comparison: what is trained, in which order, and what has to be there before it. No torch, no disk.
+
+Cells are numbered from 0, seed by seed, so that any first part of them says as much as it can: all arms at one seed
+before the next seed. A teacher stands before its students.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal, TypeAlias
+
+from distill.recipe.labels import LabelsRecipe
+from distill.recipe.load import override
+from distill.recipe.losses import CATALOGUE, LossName, LossRecipe
+from distill.recipe.schema import OptimizerRecipe, Recipe
+
+UNTRAINED: Final = "untrained"  # the control whose teacher has learned nothing
+ALONE: Final = "alone"  # a control: a student that asks no teacher
+SMOOTHING: Final = "smoothing"  # the same, with smoothed labels
+Control: TypeAlias = Literal["", "alone", "smoothing", "untrained"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: a teacher, or a student of a teacher of the grid."""
+
+    number: int
+    kind: Literal["teacher", "student"]
+    arm: str
+    seed: int
+    recipe: Recipe  # a student's, too, names its teacher's run
+    loss: str = ""  # of a student
+    temperature: float | None = None  # of a student; None: its loss's own
+    control: Control = ""
+    needs: int | None = None  # the number of a student's teacher
+    exports: bool = True  # of a teacher: whether students ask for its logits
+
+    @property
+    def key(self) -> str:
+        """`instance-s0`, `instance-s0-kd-T4`: stays the same when a grid grows, as its number does not."""
+        own = run_name(self.arm, self.seed)
+        if self.kind == "teacher":
+            return own
+        return f"{own}-{self.loss}" + ("" if self.temperature is None else f"-T{shortest(self.temperature)}")
+
+    @property
+    def teacher_folder(self) -> Path:
+        """The run folder of the teacher that this cell is, or asks."""
+        return Path(self.recipe.checkpoints) / self.recipe.name
+
+    def __str__(self) -> str:
+        who = f"teacher {self.arm}" if self.kind == "teacher" else f"student of {self.arm}, {self.loss}"
+        at = "" if self.temperature is None else f", T {shortest(self.temperature)}"
+        return f"{who}{at}, seed {self.seed}"
+
+
+def shortest(number: float) -> str:
+    """Decimals that no other number has, without a needless `.0`."""
+    return repr(float(number)).removesuffix(".0")
+
+
+def comparison_folder(recipe: Recipe) -> Path:
+    """Where the runs of a comparison lie."""
+    return Path(recipe.checkpoints) / f"{recipe.name}-compare"
+
+
+def run_name(arm: str, seed: int) -> str:
+    """Of a teacher's run."""
+    return f"{arm.replace('+', '-')}-s{seed}"  # a run's name has no plus sign
+
+
+def grid(recipe: Recipe) -> tuple[Cell, ...]:
+    """All cells of `[compare]`, in order.
+
+    Raises:
+        RecipeError: an arm's assignments do not fit; `check_recipe` says so earlier and better.
+    """
+    cells: list[Cell] = []
+    compare = recipe.compare
+    arms = {name: arm_recipe(recipe, name) for name in compare.names}
+    for seed in compare.seeds:
+        for name, own in arms.items():
+            cells += _block(len(cells), at_seed(recipe, own, name, seed), name, seed)
+        if compare.students and compare.controls:
+            _add_students_alone(cells, at_seed(recipe, arms[compare.first], compare.first, seed), compare.first, seed)
+            own = _untrained(arms[compare.first])
+            cells += _block(len(cells), at_seed(recipe, own, UNTRAINED, seed), UNTRAINED, seed, UNTRAINED)
+    return tuple(cells)
+
+
+def arm_recipe(recipe: Recipe, name: str) -> Recipe:
+    """The recipe as one arm changes it.
+
+    Raises:
+        RecipeError: an assignment does not fit.
+    """
+    return override(recipe, recipe.compare.assignments(name))
+
+
+def at_seed(recipe: Recipe, own: Recipe, name: str, seed: int) -> Recipe:
+    """An arm's own recipe at one seed, in the folder of the comparison `recipe`."""
+    folder = str(comparison_folder(recipe))
+    own = own.model_copy(update={"name": run_name(name, seed), "seed": seed, "checkpoints": folder})
+    if own.compare.temperatures and own.export.format == "topk":  # which not every temperature can read
+        loss, temperature = next(_losses(own))
+        return with_loss(own, loss, temperature)
+    return own
+
+
+def with_loss(recipe: Recipe, name: LossName, temperature: float | None) -> Recipe:
+    """With another loss of the student's, which starts from its own settings, at this temperature."""
+    loss = recipe.student.loss
+    if name != loss.name:
+        loss = LossRecipe(name=name, allow_topk=loss.allow_topk)
+    if temperature is not None:
+        loss = loss.model_copy(update={"temperature": temperature})
+    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"loss": loss})})
+
+
+def _losses(recipe: Recipe) -> Iterator[tuple[LossName, float | None]]:
+    """Every loss and temperature of the grid; a loss that reads no temperature comes once."""
+    for loss in recipe.compare.losses or (recipe.student.loss.name,):
+        reads = "temperature" in CATALOGUE[loss].reads
+        for temperature in (recipe.compare.temperatures if reads else ()) or (None,):
+            yield loss, temperature
+
+
+def _block(number: int, own: Recipe, arm: str, seed: int, control: Control = "") -> list[Cell]:
+    """A teacher and all its students, numbered from `number` on."""
+    students = own.compare.students
+    cells = [Cell(number, "teacher", arm, seed, own, control=control, exports=students)]
+    for loss, temperature in _losses(own) if students else ():
+        student = with_loss(own, loss, temperature)
+        cells.append(Cell(number + len(cells), "student", arm, seed, student, loss, temperature, control, needs=number))
+    return cells
+
+
+def _add_students_alone(cells: list[Cell], own: Recipe, arm: str, seed: int) -> None:
+    """Appends students that ask no teacher, beside those of the reference arm; one that is there already is marked."""
+    teacher = next(cell.number for cell in cells if (cell.kind, cell.arm, cell.seed) == ("teacher", arm, seed))
+    alone = {"online": False, "more_teachers": (), "teacher_weights": (), "combine": "logits"}
+    own = own.model_copy(update={"student": own.student.model_copy(update=alone)})
+    losses: tuple[tuple[LossName, Control], ...] = (("ce", ALONE), ("smoothing", SMOOTHING))
+    for loss, control in losses:
+        there = [cell for cell in cells if (cell.arm, cell.seed, cell.loss) == (arm, seed, loss)]
+        if there:
+            cells[there[0].number] = replace(there[0], control=control)
+        else:
+            student = with_loss(own, loss, None)
+            cells.append(Cell(len(cells), "student", arm, seed, student, loss, None, control, teacher))
+
+
+def _untrained(reference: Recipe) -> Recipe:
+    """The reference arm with a teacher that learns nothing, and kd students.
+
+    What only training reads is left at its defaults: it would be said to fit no training of 0 epochs.
+    """
+    untrained = {"epochs": 0, "labels": LabelsRecipe(), "optimizer": OptimizerRecipe()}
+    own = reference.model_copy(
+        update={
+            "teacher": reference.teacher.model_copy(update=untrained),
+            "compare": reference.compare.model_copy(update={"losses": ("kd",)}),
+        }
+    )
+    return with_loss(own, *next(_losses(own)))

@@ -1,0 +1,142 @@
+"""What the cells of a comparison left on disk: a small file for each, and the runs' own records. No torch.
+
+`cells/<key>.json` in the comparison's folder says where a cell's run lies, or why there is none; numbers are read from
+the run itself. So a cluster's jobs need no common file, and a folder can be reported on any machine that has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distill.errors import RunError, UserError
+from distill.recipe.grid import Cell
+from distill.report.runs import Run, open_run
+from distill.store.atomic import read_json, writable_folder, write_json
+
+CELLS = "cells"  # in a comparison's folder
+State: TypeAlias = Literal["finished", "failed", "missing"]
+
+
+class CellRecord(BaseModel):
+    """cells/<key>.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    key: str
+    state: Literal["finished", "failed"]
+    run: str = Field(default="", description="The run folder, from the comparison's folder.")
+    digest: str = Field(default="", description="Of the run's stage: whether the run is still this cell's.")
+    reason: str = Field(default="", description="Why it failed.")
+    traceback: str = Field(default="", description="Of a failure that is no mistake of the user's.")
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """A cell of the grid and what is known of it. Metrics are those of run.json."""
+
+    cell: Cell
+    state: State
+    reason: str = ""
+    run: str = ""
+    temperature: float | None = None  # a student's, as settled
+    seconds: float = 0.0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # digest, commit, versions, machine
+
+    def record(self) -> dict[str, Any]:
+        """For results.json."""
+        cell = self.cell
+        return {
+            "key": cell.key,
+            "number": cell.number,
+            "kind": cell.kind,
+            "arm": cell.arm,
+            "seed": cell.seed,
+            "loss": cell.loss or None,
+            "temperature": self.temperature,
+            "control": cell.control or None,
+            "state": self.state,
+            "reason": self.reason or None,
+            "run": self.run or None,
+            "seconds": self.seconds,
+            "metrics": dict(self.metrics),
+            **self.provenance,
+        }
+
+
+def write_finished(folder: Path, cell: Cell, run: Run) -> None:
+    """Says where a finished cell's run lies.
+
+    Args:
+        folder: the comparison's.
+        cell: the cell.
+        run: a finished one, in that folder.
+    """
+    place = run.folder.resolve().relative_to(folder.resolve()).as_posix()
+    record = CellRecord(key=cell.key, state="finished", run=place, digest=run.record.stages[cell.kind].digest)
+    _write(folder, record)
+
+
+def write_failed(folder: Path, cell: Cell, reason: str, traceback: str = "") -> None:
+    """Says why a cell has no run."""
+    _write(folder, CellRecord(key=cell.key, state="failed", reason=reason, traceback=traceback))
+
+
+def _write(folder: Path, record: CellRecord) -> None:
+    path = folder / CELLS / f"{record.key}.json"
+    if not path.is_file() or _read(path) != record:
+        writable_folder(path.parent)
+        write_json(path, record.model_dump(mode="json"))
+
+
+def _read(path: Path) -> CellRecord | None:
+    """None where the file is damaged: the cell is then one that nothing is known of."""
+    try:
+        return CellRecord.model_validate(read_json(path))
+    except (UserError, ValidationError):
+        return None
+
+
+def read_result(folder: Path, cell: Cell) -> CellResult:
+    """What is known of a cell in a comparison's folder."""
+    path = folder / CELLS / f"{cell.key}.json"
+    record = _read(path) if path.is_file() else None
+    if record is None:
+        return CellResult(cell, "missing", "not run")
+    if record.state == "failed":
+        return CellResult(cell, "failed", record.reason)
+    try:
+        return _result(folder, cell, record)
+    except UserError as error:
+        return CellResult(cell, "missing", error.message)
+
+
+def _result(folder: Path, cell: Cell, record: CellRecord) -> CellResult:
+    place = folder / record.run
+    if not place.resolve().is_relative_to(folder.resolve()):
+        raise RunError(f"{folder / CELLS / record.key}.json: names {record.run!r}, which is outside the folder")
+    run = open_run(place)
+    stage = run.record.stages.get(cell.kind)
+    if stage is None or stage.digest != record.digest:
+        raise RunError(f"{place}: is another {cell.kind}'s by now")
+    export = run.record.stages.get("export") if cell.kind == "teacher" else None
+    return CellResult(
+        cell,
+        "finished",
+        run=record.run,
+        temperature=run.recipe.student.loss.temperature if cell.kind == "student" else None,
+        seconds=stage.seconds + (export.seconds if export else 0.0),
+        metrics=dict(stage.metrics),
+        provenance={
+            "digest": stage.digest,
+            "commit": stage.commit,
+            "finished": stage.finished,
+            "machine": stage.machine,
+            "versions": stage.versions,
+        },
+    )

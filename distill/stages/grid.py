@@ -1,0 +1,101 @@
+"""Which cells of a comparison are finished, found by their digests; data are opened once a seed, not once a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from distill.data.loader import open_data
+from distill.errors import UserError
+from distill.recipe.digest import digest, export_digest, inputs_digest, student_digest
+from distill.recipe.grid import Cell
+from distill.recipe.schema import Recipe
+from distill.recipe.student_checks import label_rule
+from distill.report.runs import RECORD, Run, find_run, open_run
+from distill.stages.finished import STORE
+from distill.stages.settling import settle_student
+from distill.stages.student import STUDENTS, student_inputs, student_name
+from distill.store.manifest import MANIFEST
+from distill.store.tensors import sha256_of_tensor
+from distill.training.events import Listener, files_read
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What digests and students' recipes ask of the data."""
+
+    fingerprint: str
+    given: str  # sha256 of the given labels
+    shape: tuple[int, int, int]
+    classes: int
+
+
+def finished_cells(cells: Sequence[Cell], listener: Listener) -> dict[int, Run]:
+    """The runs of the cells that need not be trained, by the cells' numbers.
+
+    What is found is what the stages themselves would skip, short of the stores' contents: a stage that does run looks
+    at these too.
+
+    Raises:
+        DataError: a data set is missing, or cannot be divided or labelled as asked.
+    """
+    known: dict[str, _Data] = {}
+    found: dict[int, Run] = {}
+    for own in {digest(cell.recipe.data): cell.recipe for cell in reversed(cells)}.values():
+        _data(known, own, listener)  # what is missing is said before hours are spent
+    for cell in cells:
+        data = partial(_data, known, cell.recipe, listener)
+        if cell.kind == "teacher":
+            run = _teacher(cell, data)
+        else:
+            run = _student(cell, found[cell.needs], data) if cell.needs in found else None
+        if run is not None:
+            found[cell.number] = run
+    return found
+
+
+def _data(known: dict[str, _Data], recipe: Recipe, listener: Listener) -> _Data:
+    key = digest({"seed": recipe.seed, "data": recipe.data.model_dump(mode="json")})
+    if key not in known:
+        data = open_data(recipe, progress=files_read(listener))
+        given = sha256_of_tensor(data.labels.given)
+        known[key] = _Data(data.source.fingerprint(), given, data.shape, data.num_classes)
+    return known[key]
+
+
+def _opened(folder: Path) -> Run | None:
+    """The run of a folder; a damaged one is for its own stage to complain of."""
+    try:
+        return open_run(folder) if (folder / RECORD).exists() else None
+    except UserError:
+        return None
+
+
+def _teacher(cell: Cell, data: Callable[[], _Data]) -> Run | None:
+    run = _opened(cell.teacher_folder)
+    if run is None or "teacher" not in run.record.stages:
+        return None
+    if not run.done("teacher", inputs_digest(cell.recipe, data().fingerprint, data().given)):
+        return None
+    weights = run.record.stages["teacher"].files.get("model.safetensors", "")
+    exported = run.done("export", export_digest(cell.recipe, weights)) and (run.folder / STORE / MANIFEST).is_file()
+    return run if exported or not cell.exports else None
+
+
+def _student(cell: Cell, teacher: Run, data: Callable[[], _Data]) -> Run | None:
+    if not (teacher.folder / STUDENTS).is_dir():
+        return None
+    channels, side, _ = data().shape
+    try:
+        names = cell.recipe.student.more_teachers
+        more = [open_run(find_run(name, Path(cell.recipe.checkpoints))) for name in names]
+        rules = [label_rule(run.recipe) for run in more]
+        settled = settle_student(cell.recipe, rules, channels=channels, image_size=side, classes=data().classes).recipe
+        weights = teacher.record.stages["teacher"].files.get("model.safetensors", "")
+        wanted = student_digest(settled, student_inputs(teacher, more, settled, weights))
+    except UserError:  # its own stage says it better
+        return None
+    run = _opened(teacher.folder / STUDENTS / student_name(settled, wanted))
+    return run if run is not None and run.done("student", wanted) else None
