@@ -101,6 +101,7 @@ class CifarResNet(CifarNet):
     Args:
         depth: 8, 14, 20, ...: layers with weights, shortcuts not counted.
         widths: channels of the stem and of the three stages.
+        stem_stride: of the first convolution. The literature's is 1; 2 makes wide nets cheap enough for a CPU.
         num_classes: C.
         in_chans: image channels.
         global_pool: timm's name of the pooling before the classifier.
@@ -111,6 +112,7 @@ class CifarResNet(CifarNet):
         self,
         depth: int,
         widths: Sequence[int] = (16, 16, 32, 64),
+        stem_stride: int = 1,
         num_classes: int = 100,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -118,24 +120,26 @@ class CifarResNet(CifarNet):
     ) -> None:
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 with n >= 1, found {depth}")
+        if stem_stride not in (1, 2):
+            raise ValueError(f"stem_stride must be 1 or 2, found {stem_stride}")
         super().__init__(num_classes, in_chans, drop_rate)
         blocks_per_stage, stem, *stage_widths = (depth - 2) // 6, *widths
-        self.conv1 = _conv3x3(in_chans, stem)
+        self.conv1 = _conv3x3(in_chans, stem, stem_stride)
         self.bn1 = nn.BatchNorm2d(stem)
         self.act1 = nn.ReLU()
-        self.feature_info = [{"num_chs": stem, "reduction": 1, "module": "act1"}]
+        self.feature_info = [{"num_chs": stem, "reduction": stem_stride, "module": "act1"}]
         inputs, stages = stem, []
         for i, width in enumerate(stage_widths):
             blocks = [BasicBlock(inputs, width, 2 if i else 1)]
             blocks += [BasicBlock(width, width, 1) for _ in range(blocks_per_stage - 1)]
             stages.append(nn.Sequential(*blocks))
-            self.feature_info.append({"num_chs": width, "reduction": 2**i, "module": f"layer{i + 1}"})
+            self.feature_info.append({"num_chs": width, "reduction": stem_stride * 2**i, "module": f"layer{i + 1}"})
             inputs = width
         self.layer1, self.layer2, self.layer3 = stages
         self._finish(inputs, global_pool)
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, in_chans, H, W] -> [B, widths[3], H / 4, W / 4]."""
+        """Images [B, in_chans, H, W] -> [B, widths[3], H / (4 s), W / (4 s)], s the stem's stride."""
         x = self.act1(self.bn1(self.conv1(x)))
         features: Tensor = self.layer3(self.layer2(self.layer1(x)))
         return features

@@ -95,6 +95,15 @@ def test_features_match_feature_info(name: str) -> None:
     assert [32 // m.shape[2] for m in maps] == model.feature_info.reduction()
 
 
+def test_a_stem_of_stride_2_halves_every_map() -> None:
+    model = timm.create_model("resnet8", features_only=True, stem_stride=2, widths=(32, 32, 64, 128))
+    maps = model(torch.randn(1, 3, 32, 32))
+    assert [m.shape[1] for m in maps] == model.feature_info.channels() == [32, 32, 64, 128]
+    assert [32 // m.shape[2] for m in maps] == model.feature_info.reduction() == [2, 2, 4, 8]
+    with pytest.raises(ValueError, match="stem_stride must be 1 or 2, found 4"):
+        CifarResNet(8, stem_stride=4)
+
+
 def test_initial_activations_keep_their_scale() -> None:
     torch.manual_seed(0)
     for name in ("resnet8", "wrn_16_2", "vgg8"):

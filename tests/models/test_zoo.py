@@ -189,7 +189,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
 def test_our_own_networks_say_what_they_take() -> None:
     with pytest.raises(ModelError) as caught:
         _fit("resnet20", foo=3)
-    assert caught.value.cure == "It takes depth, widths, global_pool, drop_rate"
+    assert caught.value.cure == "It takes depth, widths, stem_stride, global_pool, drop_rate"
 
 
 @pytest.mark.usefixtures("offline")
