@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distill.report.figures import QUIET, RIGHT, UNKNOWN, WRONG, new_figure, save, short
+from distill.report.relations import Relation
 
 _COLUMNS = 3  # panels beside each other
 _DECADES = 3  # that the colours of a heat map reach over
+_NAMED = 8  # pairs of classes that a chart names
 _BLUE, _ORANGE = "#0969da", "#bc4c00"
 
 
@@ -165,4 +167,40 @@ def confidence_histogram(
     axis.tick_params(labelsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(fontsize=8, frameon=False, loc="outside upper center", ncols=2)
+    save(figure, path)
+
+
+def relation_chart(path: Path, learned: Any, confusion: Any, names: Sequence[str], found: Relation) -> None:
+    """Each ordered pair of different classes: what a label learned for it, against how often another network takes it.
+
+    Args:
+        path: a PNG.
+        learned: mean learned labels, [C, C].
+        confusion: shares of the true classes' test images, [C, C].
+        names: of the C classes.
+        found: how well they agree.
+    """
+    figure = new_figure(6.4, 4.8)
+    axis = figure.subplots()
+    off = ~np.eye(len(names), dtype=bool)
+    floor = 0.5 * min(
+        confusion[off & (confusion > 0)].min(initial=1.0), 1e-2
+    )  # pairs that are never confused: at the edge
+    axis.loglog(learned[off], np.maximum(confusion[off], floor), ".", color=_BLUE, markersize=4, alpha=0.6)
+    pairs = np.argwhere(off)
+    shown = pairs[np.argsort(-(learned * confusion)[off])[:_NAMED]]
+    for one, other in shown.tolist():
+        text = f"{short(names[one], 12)} \u2192 {short(names[other], 12)}"
+        at = (learned[one, other], max(confusion[one, other], floor))
+        axis.annotate(text, at, fontsize=7, xytext=(4, 3), textcoords="offset points", parse_math=False)
+    axis.set_xlabel("mean probability that the labels of the given class learned for the other", fontsize=9)
+    axis.set_ylabel("share of its test images that the other network takes for it", fontsize=9)
+    axis.set_title(
+        f"{found.pairs:,} pairs of classes: rank correlation {found.correlation:.2f} (p = {found.p_value:.2g})",
+        fontsize=10,
+    )
+    axis.tick_params(labelsize=8)
+    axis.margins(x=0.15)
+    axis.grid(color="#d1d9e0", linewidth=0.6)
+    axis.spines[["top", "right"]].set_visible(False)
     save(figure, path)

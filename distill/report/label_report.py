@@ -36,6 +36,17 @@ class Suspect:
 
 
 @dataclass(frozen=True)
+class RelationReport:
+    """Whether the classes that labels hold alike are those that another network confuses; see `report.relations`."""
+
+    other: str  # run folder of that network
+    correlation: float  # Spearman's rho over the pairs of classes
+    p_value: float
+    pairs: int
+    picture: str
+
+
+@dataclass(frozen=True)
 class LabelReport:
     """The labels that a teacher learned."""
 
@@ -53,6 +64,7 @@ class LabelReport:
     judged: Judged | None  # where labels of images were made wrong on purpose
     files: dict[str, str]  # what was written: what it is -> path
     notes: tuple[str, ...]  # what was left out, and why
+    relation: RelationReport | None = None  # where another run was named
 
     def record(self) -> dict[str, Any]:
         """For `--json`."""

@@ -27,6 +27,7 @@ from distill.report.labels import (
 from distill.report.runs import METRICS, Run
 from distill.stages.finished import STORE
 from distill.stages.label_data import LabelRows, label_rows, labels_of, no_learned_labels
+from distill.stages.relations import relate
 from distill.stages.student import STUDENTS
 from distill.store.atomic import writable_folder, write_bytes
 from distill.store.manifest import LABELS_FOLDER
@@ -40,7 +41,13 @@ _TIMES = 5  # of a heat map, besides the end
 
 
 def look_at_labels(
-    run: Run, recipe: Recipe, listener: Listener, *, out: Path | None = None, top: int = TOP
+    run: Run,
+    recipe: Recipe,
+    listener: Listener,
+    *,
+    out: Path | None = None,
+    top: int = TOP,
+    against: Run | None = None,
 ) -> LabelReport:
     """Says what a finished teacher's labels have learned, and writes pictures and, of images, a CSV file.
 
@@ -52,6 +59,7 @@ def look_at_labels(
         listener: told how many files of a folder were read.
         out: where the files go; None: the run's figures.
         top: rows of a table, and images of the contact sheet, at most.
+        against: a teacher of another seed, whose confusions the labels are compared with; None: they are not.
 
     Raises:
         UserError: the run is no finished teacher's, its labels are fixed or damaged, the files cannot be written.
@@ -87,6 +95,7 @@ def look_at_labels(
         judged=judged,
         files={name: str(path) for name, path in files.items()},
         notes=tuple(notes),
+        relation=None if against is None else relate(run, recipe, against, listener, folder),
     )
 
 

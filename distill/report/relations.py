@@ -1,0 +1,76 @@
+"""Do learned labels know which classes are alike? Rank correlation with what another network confuses. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+Matrix = NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """How far two tables over the same classes order the pairs of classes alike.
+
+    Attributes:
+        correlation: Spearman's rho over all ordered pairs of different classes; 0 where a table says nothing.
+        p_value: share of renamings of one table's classes that correlate at least as well: Mantel's test.
+        pairs: C (C - 1).
+    """
+
+    correlation: float
+    p_value: float
+    pairs: int
+
+
+def relation(learned: Matrix, confusion: Matrix, *, renamings: int = 9999, seed: int = 0) -> Relation:
+    """Compares a table of learned labels with a confusion matrix, both [C, C], rows the given or true class.
+
+    Entries of a matrix are not independent of each other, so that the p-value of a correlation coefficient would be
+    too small. Renaming classes, rows and columns together, keeps whatever a matrix has by itself. Mantel, "The
+    detection of disease clustering and a generalized regression approach", Cancer Research 27, 1967.
+
+    Raises:
+        ValueError: fewer than three classes, or tables of different or other than square shapes.
+    """
+    if learned.shape != confusion.shape or learned.ndim != 2 or learned.shape[0] != learned.shape[1]:
+        raise ValueError(f"relation: tables are {learned.shape} and {confusion.shape}, expected the same [C, C]")
+    classes = len(learned)
+    if classes < 3:
+        raise ValueError(f"relation: found {classes} classes, expected 3 or more: the pairs of two are no sample")
+    off = ~np.eye(classes, dtype=bool)
+    # Ranks are taken once: a renaming moves them.
+    first, second = (_ranks(table, off) for table in (learned, confusion))
+    found = _correlation(first[off], second[off])
+    generator = np.random.default_rng(seed)
+    as_good = 0
+    for _ in range(renamings):
+        order = generator.permutation(classes)
+        as_good += _correlation(first[np.ix_(order, order)][off], second[off]) >= found - 1e-12
+    return Relation(found, (as_good + 1) / (renamings + 1), int(off.sum()))
+
+
+def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Matrix:
+    """Share of each true class's images [N] that are predicted as each class: [C, C], rows sum to 1, or to 0."""
+    counts = np.zeros((classes, classes))
+    np.add.at(counts, (true, predicted), 1.0)
+    shares: Matrix = counts / np.maximum(counts.sum(1, keepdims=True), 1.0)
+    return shares
+
+
+def _ranks(table: Matrix, off: NDArray[np.bool_]) -> Matrix:
+    """Ranks of the entries off the diagonal, equal ones sharing theirs; [C, C]."""
+    ranks = np.zeros(table.shape)
+    ranks[off] = stats.rankdata(table[off])
+    return ranks
+
+
+def _correlation(one: Matrix, other: Matrix) -> float:
+    """Pearson's; 0 where one of them is constant."""
+    one, other = one - one.mean(), other - other.mean()
+    size = np.sqrt((one * one).sum() * (other * other).sum())
+    return float((one * other).sum() / size) if size > 0 else 0.0

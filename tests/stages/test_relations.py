@@ -1,0 +1,59 @@
+"""Learned labels against the confusions of a network that never saw them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from distill.data.loader import open_data, ordered_batches
+from distill.errors import RunError
+from distill.report.relations import relation
+from distill.stages.finished import load_teacher
+from distill.stages.labels import look_at_labels
+from distill.stages.relations import confusion_on_test, learned_means
+from distill.stages.teacher import train_teacher
+from distill.store.labels import read_labels
+from distill.training.events import Event
+
+CPU = torch.device("cpu")
+
+
+def ignore(event: Event) -> None:
+    pass
+
+
+@pytest.mark.parametrize("rule", ["class", "instance"])
+def test_labels_against_another_seed(tiny, rule: str) -> None:
+    recipe = tiny(f"teacher.labels.rule={rule}")
+    run = train_teacher(recipe, ignore)
+    theirs = tiny("name=other", "seed=1", "teacher.labels.rule=onehot")
+    other = train_teacher(theirs, ignore)
+    report = look_at_labels(run, recipe, ignore, against=other)
+    assert report.relation is not None
+    assert (run.folder / "figures/label_relations.png").read_bytes()[:4] == b"\x89PNG"
+
+    data = open_data(theirs)
+    network = load_teacher(theirs, data, other.folder / "model.safetensors", CPU)
+    rows, counts = data.splits.test, np.zeros((10, 10))
+    for batch in ordered_batches(data, rows, batch_size=7, device=CPU):
+        with torch.no_grad():
+            predicted = network(batch.images).argmax(-1)
+        for true, found in zip(data.labels.true[batch.indices].tolist(), predicted.tolist(), strict=True):
+            counts[true, found] += 1
+    expected = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    np.testing.assert_allclose(confusion_on_test(network, data, 64, CPU), expected)
+    labels = read_labels(run.folder / "labels")
+    means = np.stack([labels.averaged[labels.given == k].mean(0).numpy() for k in range(10)])
+    np.testing.assert_allclose(learned_means(labels.averaged, labels.given, labels.kind), means, rtol=1e-5, atol=1e-7)
+    assert report.relation.correlation == pytest.approx(relation(means, expected, renamings=9).correlation, abs=1e-6)
+    assert report.relation.pairs == 90
+
+
+def test_a_network_of_the_same_seed_is_not_independent(tiny) -> None:
+    recipe = tiny()
+    run = train_teacher(recipe, ignore)
+    other = train_teacher(tiny("name=other", "teacher.labels.rule=onehot"), ignore)
+    with pytest.raises(RunError, match="so it is not independent") as caught:
+        look_at_labels(run, recipe, ignore, against=other)
+    assert "seed=1" in caught.value.cure
