@@ -165,31 +165,37 @@ def run(
 
 @app.command()
 def compare(
-    recipe: RecipeFile,
+    paths: Annotated[list[Path], typer.Argument(metavar="RECIPE", help="A TOML file; with --report-only: folders.")],
     overrides: Overrides = [],  # noqa: B006
     jobs: Annotated[int, typer.Option("--jobs", min=1, max=256, help="Cells side by side, with threads divided.")] = 1,
+    budget: Annotated[
+        str | None, typer.Option("--budget", metavar="TIME", help="90s, 30m, 2h: start no cell that would end later.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with its cost; run nothing.")] = False,
+    list_cells: Annotated[bool, typer.Option("--list-cells", help="Print a line for each cell; run nothing.")] = False,
+    cell: Annotated[int | None, typer.Option("--cell", min=0, metavar="K", help="Run this cell only.")] = None,
+    report_only: Annotated[bool, typer.Option("--report-only", help="Read folders of runs; write the tables.")] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     tensorboard: Curves = False,
 ) -> None:
-    """Train the teachers of [compare], a student of each, and print the table."""
-    loaded = load(recipe, overrides, comparing=True)
-    from distill.stages.compare import compare as compare_teachers
-    from distill.stages.run_grid import Manner
+    """Train the teachers of [compare], students of each, and print the table with intervals and verdicts."""
+    from distill.cli import comparing
 
-    manner = Manner(jobs=jobs, curves=tensorboard)
+    comparing.refuse_together(dry_run=dry_run, list_cells=list_cells, cell=cell is not None, report_only=report_only)
+    if report_only:
+        comparing.report(paths, quiet, as_json)
+        return
+    asked = comparing.Asked(jobs, comparing.seconds(budget), quiet, as_json, curves=tensorboard)
+    loaded = load(comparing.one_recipe(paths), overrides, comparing=True)
     with _console(quiet, as_json, tensorboard) as listener:
-        result = compare_teachers(loaded, listener, manner)
-    if as_json:
-        picture = str(result.picture) if result.picture else None
-        print_json({**result.comparison.record(), "folder": str(result.folder), "picture": picture})
-    elif not quiet:
-        from distill.report.console import console, print_comparison
-
-        example = result.example.folder if result.example else None
-        print_comparison(console(), result.comparison, result.folder, example, result.picture)
-    if result.exit_code:
-        raise typer.Exit(result.exit_code)
+        if dry_run or list_cells:
+            tell = comparing.plan(loaded, listener, asked, every_cell=list_cells)
+        elif cell is None:
+            tell = comparing.compare(loaded, listener, asked)
+        else:
+            tell = comparing.one_cell(loaded, listener, asked, cell)
+    tell()  # when the progress display is gone
 
 
 @app.command()
@@ -215,15 +221,19 @@ def labels(
     run: Annotated[str, typer.Argument(metavar="RUN", help="Run folder of a teacher, or its name.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Where the files go; RUN/figures.")] = None,
     top: Annotated[int, typer.Option("--top", min=1, max=400, help="Rows of a table, images of a sheet.")] = 24,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="RUN", help="A teacher of another seed: its confusions.")
+    ] = None,
     overrides: Overrides = [],  # noqa: B006
     as_json: AsJson = False,
 ) -> None:
     """Look at learned labels: confused classes, suspected label errors (tables, pictures, CSV)."""
     found, recipe = teacher_run(run, overrides)
+    other = None if against is None else teacher_run(against, [])[0]
     from distill.stages.labels import look_at_labels
 
     with _console(False, as_json) as listener:
-        report = look_at_labels(found, recipe, listener, out=out, top=top)
+        report = look_at_labels(found, recipe, listener, out=out, top=top, against=other)
     if as_json:
         print_json(report.record())
     else:

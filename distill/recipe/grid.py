@@ -7,7 +7,7 @@ before the next seed. A teacher stands before its students.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -138,16 +138,14 @@ def _block(number: int, own: Recipe, arm: str, seed: int, control: Control = "")
 
 
 def _add_students_alone(cells: list[Cell], own: Recipe, arm: str, seed: int) -> None:
-    """Appends students that ask no teacher, beside those of the reference arm; one that is there already is marked."""
+    """Appends students that ask no teacher, beside those of the reference arm, where the grid has none like them."""
     teacher = next(cell.number for cell in cells if (cell.kind, cell.arm, cell.seed) == ("teacher", arm, seed))
+    there = {cell.loss for cell in cells if (cell.arm, cell.seed) == (arm, seed)}
     alone = {"online": False, "more_teachers": (), "teacher_weights": (), "combine": "logits"}
     own = own.model_copy(update={"student": own.student.model_copy(update=alone)})
     losses: tuple[tuple[LossName, Control], ...] = (("ce", ALONE), ("smoothing", SMOOTHING))
     for loss, control in losses:
-        there = [cell for cell in cells if (cell.arm, cell.seed, cell.loss) == (arm, seed, loss)]
-        if there:
-            cells[there[0].number] = replace(there[0], control=control)
-        else:
+        if loss not in there:
             student = with_loss(own, loss, None)
             cells.append(Cell(len(cells), "student", arm, seed, student, loss, None, control, teacher))
 

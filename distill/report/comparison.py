@@ -150,7 +150,7 @@ class Comparison:
         for arm in compare.names:
             rows += self._of_arm(arm)
         if compare.students and compare.controls:
-            rows += [self._alone("student alone", ALONE, "ce"), self._alone("smoothing", SMOOTHING, "smoothing")]
+            rows += [self._alone("student alone", ALONE, "ce"), self._alone("smoothing alone", SMOOTHING, "smoothing")]
             rows += self._of_arm(UNTRAINED)
         return tuple(rows)
 
@@ -193,9 +193,9 @@ class Comparison:
         return None if row is reference else paired(row.values(metric), reference.values(metric))
 
     def verdicts(self) -> list[str]:
-        """A sentence for each pair of arms and each network, those with the reference first."""
-        found = [each for each in self.differences if each.metric == MAIN and each.family]
-        found.sort(key=lambda each: self.reference not in (each.first, each.second))
+        """A sentence for each pair of arms and each network, those with the reference first; then the controls."""
+        found = [each for each in self.differences if each.metric == MAIN]
+        found.sort(key=lambda each: (not each.family, self.reference not in (each.first, each.second)))
         return [verdict(each.network, each.first, each.second, each.paired, each.p_holm, each.family) for each in found]
 
     def record(self) -> dict[str, Any]:

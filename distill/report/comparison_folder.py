@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from distill.errors import RunError
-from distill.recipe.grid import grid
+from distill.recipe.compare import CompareRecipe
+from distill.recipe.digest import differences
+from distill.recipe.grid import Cell, grid
 from distill.recipe.load import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
 from distill.report.comparison_table import csv_text, markdown
-from distill.report.results import read_result
+from distill.report.results import CellResult, read_result
 from distill.store.atomic import write_bytes, write_json
 
 COMPARISON = "comparison.toml"  # the recipe of a comparison's folder
+_STATES = ("finished", "failed", "missing")  # the best first
 RESULTS, TABLE, CSV = "results.json", "table.md", "table.csv"
 
 
@@ -33,17 +38,58 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
 
 
 def read_comparison(folders: Sequence[Path]) -> Comparison:
-    """What is known of a comparison, from its folder alone.
+    """What is known of a comparison, from its folders alone.
+
+    Several folders hold parts of one comparison, other seeds for example: they agree in all but `[compare]`, and where
+    both have a cell the first one's counts.
 
     Raises:
-        RunError: it is no comparison's folder.
-        RecipeError: its recipe is damaged.
+        RunError: one is no comparison's folder, or they are parts of different comparisons.
+        RecipeError: a recipe is damaged.
     """
-    (folder,) = folders
+    recipes = [_recipe(folder) for folder in folders]
+    merged = recipes[0]
+    for folder, recipe in zip(folders[1:], recipes[1:], strict=True):
+        merged = _merged(merged, recipe, f"{folder}: not a part of the comparison in {folders[0]}")
+    return Comparison(merged, tuple(_result(folders, cell) for cell in grid(merged)))
+
+
+def _recipe(folder: Path) -> Recipe:
     if not (folder / COMPARISON).is_file():
         raise RunError(
             f"{folder}: not a comparison, expected {COMPARISON} in it",
             cure="give a folder that `distill compare` made.",
         )
-    recipe = load_recipe(folder / COMPARISON)
-    return Comparison(recipe, tuple(read_result(folder, cell) for cell in grid(recipe)))
+    return load_recipe(folder / COMPARISON)
+
+
+def _result(folders: Sequence[Path], cell: Cell) -> CellResult:
+    """The best that the folders know of a cell; with several folders its run is named from here."""
+    found = [(folder, read_result(folder, cell)) for folder in folders]
+    folder, result = min(found, key=lambda each: _STATES.index(each[1].state))
+    return replace(result, run=(folder / result.run).as_posix()) if result.run and len(folders) > 1 else result
+
+
+def _merged(one: Recipe, other: Recipe, place: str) -> Recipe:
+    """With the arms, seeds, losses and temperatures of both."""
+    changed = differences(one, other, ("data", "views", "teacher", "export", "student"))
+    changed = [line for line in changed if not line.startswith(("data.root:", "data.download:", "data.noise.file:"))]
+    first, second = one.compare, other.compare
+    if first.first != second.first:
+        changed.append(f"compare.reference: {first.first} -> {second.first}")
+    for name in set(first.names) & set(second.names):
+        if first.assignments(name) != second.assignments(name):
+            changed.append(f"compare.arms.{name}: {list(first.assignments(name))} -> {list(second.assignments(name))}")
+    if changed:
+        raise RunError(f"{place}: {'; '.join(changed)}", cure="report on it by itself.")
+    lists = ("seeds", "losses", "temperatures")
+    update: dict[str, Any] = {
+        name: tuple(dict.fromkeys([*getattr(first, name), *getattr(second, name)])) for name in lists
+    }
+    if first.arms or second.arms:
+        arms = {name: each.assignments(name) for each in (first, second) for name in each.names}
+        update |= {"arms": arms, "teachers": CompareRecipe.model_fields["teachers"].default}
+    else:
+        update["teachers"] = tuple(dict.fromkeys([*first.teachers, *second.teachers]))
+    update |= {"students": first.students or second.students, "controls": first.controls or second.controls}
+    return one.model_copy(update={"compare": first.model_copy(update=update)})

@@ -95,6 +95,13 @@ def shown_verdicts(comparison: Comparison) -> list[str]:
     return found if more <= 0 else [*found[:_SHOWN_VERDICTS], f"and {more} more in table.md"]
 
 
+def unfinished_lines(comparison: Comparison) -> list[str]:
+    """What failed, and how many cells were not run, for the terminal."""
+    failed = [unfinished_line(result) for result in comparison.unfinished if result.state == "failed"]
+    missing = len(comparison.unfinished) - len(failed)
+    return [*failed, *([f"{missing} cells of {len(comparison.results)} were not run (table.md)"] if missing else [])]
+
+
 def markdown(comparison: Comparison) -> str:
     """For a file: the table, the verdicts, the whole grid, what differs, what is missing."""
     taught = comparison.recipe.compare.students

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.report.comparison import Comparison
-from distill.report.comparison_table import rich_table, shown_verdicts, unfinished_line
+from distill.report.comparison_table import rich_table, shown_verdicts, unfinished_lines
 from distill.report.label_report import LabelReport, printable
 from distill.report.labels import Judged
 from distill.report.runs import Run
@@ -57,8 +57,8 @@ def print_comparison(
     console.print(rich_table(comparison, plus_minus="±" if console.encoding.startswith("utf") else "+-"))
     for sentence in shown_verdicts(comparison):
         _line(console, sentence)
-    for result in comparison.unfinished:
-        _line(console, unfinished_line(result))
+    for line in unfinished_lines(comparison):
+        _line(console, line)
     if picture is not None:
         _line(console, f"suspected label errors (picture): {picture}")
     _line(console, f"comparison: {folder}")
@@ -88,6 +88,12 @@ def print_labels(console: Console, report: LabelReport) -> None:
     if report.suspects:
         console.print(_suspects(report))
         console.print(_CONFIDENCE, highlight=False)
+    if (found := report.relation) is not None:
+        _line(
+            console,
+            f"what the labels hold alike, against what {found.other} confuses: rank correlation "
+            f"{found.correlation:.2f} over {found.pairs:,} pairs of classes, p = {found.p_value:.2g}; {found.picture}",
+        )
     for name, path in report.files.items():
         _line(console, f"{name.replace('_', ' ')}: {path}")
     for note in report.notes:

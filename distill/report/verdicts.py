@@ -16,25 +16,26 @@ def verdict(network: str, first: str, second: str, found: Paired, p_holm: float 
         second: name of another.
         found: accuracy of the first less that of the second, as shares of 1.
         p_holm: the corrected p value; None: there is none.
-        family: pairs that the correction is over.
+        family: pairs that the correction is over; 0 for a control, whose p value is not corrected.
     """
     whose = f"{network}s: "
     if found.difference is None:
         return f"{whose}{first} and {second} have no seed in common, so nothing can be said"
     points = 100 * found.difference.mean
-    if found.difference.interval is None or p_holm is None or found.p is None:
+    p = found.p if family == 0 else p_holm
+    if found.difference.interval is None or p is None:
         than = "level with" if points == 0 else f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
         at = f"at the one seed that both have ({found.seeds[0]})"
         return f"{whose}{first} is {than} {second} {at}; one seed gives no interval, so no difference can be claimed"
     low, high = (100 * bound for bound in found.difference.interval)
     seeds = f"{len(found.seeds)} seeds"
-    correction = f"p = {_p(p_holm)}" + (f" after Holm's correction over {family} pairs" if family > 1 else "")
+    correction = f"p = {_p(p)}" + (f" after Holm's correction over {family} pairs" if family > 1 else "")
     if found.detectable is None:
         at_all = f"{points:+.1f} points at every one of {seeds}, so no interval can be given ({correction})"
-        if p_holm >= ALPHA:
+        if p >= ALPHA:
             return f"{whose}no difference can be claimed between {first} and {second}: {at_all}"
         return f"{whose}{first} {_beats(points)} {second}: {at_all}"
-    if p_holm >= ALPHA:
+    if p >= ALPHA:
         least = f"less than {100 * found.detectable:.1f} points would mostly go unnoticed with so few seeds"
         return (
             f"{whose}no difference can be claimed between {first} and {second}: {points:+.1f} points, interval "

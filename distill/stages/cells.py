@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from distill.errors import RunError, UserError
+from distill.errors import UserError
 from distill.recipe.grid import Cell
 from distill.report.results import write_failed, write_finished
-from distill.report.runs import RECORD, Run, open_run
+from distill.report.runs import Run, open_run
 from distill.training.events import Listener
 from distill.training.interrupt import Interrupted
 
@@ -28,48 +28,55 @@ class Outcome:
     validation: float | None = None  # accuracy, of the last epoch
 
 
-def run_cell(cell: Cell, listener: Listener) -> Run:
-    """Trains a cell, or finds it trained; a teacher's logits are exported where the grid has students.
+def run_cell(cell: Cell, folder: Path, listener: Listener) -> Run:
+    """Trains a cell, or finds it trained, and writes down what came of it.
+
+    Args:
+        cell: the cell; a teacher's logits are exported where the grid has students.
+        folder: the comparison's.
+        listener: told of the progress.
 
     Raises:
         UserError: anything that the user can mend.
         Interrupted: asked to stop; the same call goes on from there.
     """
+    try:
+        run = _trained(cell, listener)
+    except Interrupted:
+        raise
+    except Exception as error:
+        told = "" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
+        write_failed(folder, cell, reason_of(error), told)
+        raise
+    write_finished(folder, cell, run)
+    return run
+
+
+def _trained(cell: Cell, listener: Listener) -> Run:
     from distill.stages.pipeline import run_teacher
     from distill.stages.student import train_student
 
     if cell.kind == "teacher":
         return run_teacher(cell.recipe, listener, export=cell.exports)
-    if not (cell.teacher_folder / RECORD).exists():
-        raise RunError(
-            f"{cell.teacher_folder}: the student of cell {cell.number} needs its teacher, cell {cell.needs}",
-            cure=f"run that first: --cell {cell.needs}",
-        )
     return train_student(open_run(cell.teacher_folder), cell.recipe, listener)
 
 
 def attempt(cell: Cell, folder: Path, listener: Listener) -> Outcome:
-    """Runs a cell and writes down what came of it; whatever goes wrong is the cell's alone.
-
-    Args:
-        cell: the cell.
-        folder: the comparison's.
-        listener: told of the progress.
+    """`run_cell`, but whatever goes wrong is the cell's alone.
 
     Raises:
         Interrupted, KeyboardInterrupt: asked to stop.
     """
+    import distill.stages.pipeline  # noqa: F401 - once a process, so it is no part of what cells cost
+
     began = time.monotonic()
     try:
-        run = run_cell(cell, listener)
-        write_finished(folder, cell, run)
+        run = run_cell(cell, folder, listener)
     except Interrupted:
         raise
     except Exception as error:
         fault = not isinstance(error, UserError)
-        reason = reason_of(error)
-        write_failed(folder, cell, reason, "".join(traceback.format_exception(error)) if fault else "")
-        return Outcome(cell.number, "failed", time.monotonic() - began, reason, fault)
+        return Outcome(cell.number, "failed", time.monotonic() - began, reason_of(error), fault)
     validation = run.metrics(cell.kind).get("validation_accuracy")
     return Outcome(cell.number, "finished", time.monotonic() - began, validation=validation)
 

@@ -18,6 +18,7 @@ from distill.report.comparison import Comparison
 from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
 from distill.report.results import write_finished
 from distill.report.runs import RECORD, Run, open_run
+from distill.stages.cells import run_cell
 from distill.stages.grid import finished_cells
 from distill.stages.labels import draw_suspects
 from distill.stages.run_grid import Manner, run_cells
@@ -60,6 +61,30 @@ def compare(recipe: Recipe, listener: Listener, manner: Manner = Manner()) -> Co
     picture = None if example is None else draw_suspects(example)
     faults = [outcome.fault for outcome in schedule.failed.values()]
     return Compared(comparison, folder, picture, example, (1 if any(faults) else 2) if faults else 0)
+
+
+def run_one(recipe: Recipe, number: int, listener: Listener) -> Run:
+    """Runs one cell of a comparison, for clusters that start a job for each.
+
+    Raises:
+        RunError: there is no such cell, or it is a student's and its teacher is not finished.
+        UserError: anything else that the user can mend.
+        Interrupted: asked to stop; the same call goes on from there.
+    """
+    cells = planned(recipe)
+    if number not in range(len(cells)):
+        raise RunError(
+            f"{recipe.name}: found cell {number}, expected one from 0 to {len(cells) - 1}",
+            cure="--list-cells has them.",
+        )
+    cell = cells[number]
+    found = finished_cells([each for each in cells if each.number in (number, cell.needs)], listener)
+    if cell.needs is not None and cell.needs not in found:
+        raise RunError(
+            f"{recipe.name}: cell {number} is a {cell}, whose teacher, cell {cell.needs}, is not finished",
+            cure=f"run that first: --cell {cell.needs}",
+        )
+    return run_cell(cell, prepared_folder(recipe), listener)
 
 
 def planned(recipe: Recipe) -> tuple[Cell, ...]:

@@ -37,6 +37,11 @@ def run_cells(schedule: Schedule, folder: Path, manner: Manner, listener: Listen
         _here(schedule, folder, listener)
     elif not schedule.over():
         _beside(schedule, folder, manner, listener)
+    if schedule.waiting():
+        count = len(schedule.waiting())
+        listener(
+            Notice(f"budget: {count} cell{'' if count == 1 else 's'} left out; the same command goes on with them")
+        )
 
 
 def _here(schedule: Schedule, folder: Path, listener: Listener) -> None:

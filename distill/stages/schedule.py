@@ -64,7 +64,6 @@ class Schedule:
         self.finished = set(finished)
         self.running: set[int] = set()
         self.failed: dict[int, Outcome] = {}
-        self.left_out: set[int] = set()
         self._clock = clock
         self._end = None if budget is None else clock() + budget
         for number, seconds in finished.items():
@@ -72,14 +71,10 @@ class Schedule:
 
     def take(self) -> Cell | None:
         """The next cell to be run, which counts as running from now on; None where there is none at the moment."""
-        for cell in self.cells:
-            if not self._waits(cell) or not self._ready(cell):
-                continue
-            if self._fits(cell):
-                self.running.add(cell.number)
-                return cell
-            self.left_out.add(cell.number)
-        return None
+        cell = self._next()
+        if cell is not None:
+            self.running.add(cell.number)
+        return cell
 
     def done(self, outcome: Outcome) -> list[Outcome]:
         """Notes what became of a running cell; the failures of the cells that cannot be run without it."""
@@ -98,28 +93,28 @@ class Schedule:
         return blocked
 
     def over(self) -> bool:
-        """Whether nothing is running and nothing more will be."""
-        return not self.running and not any(self._waits(cell) for cell in self.cells)
+        """Whether nothing is running and nothing more will be; what still waits is then what the budget left out."""
+        return not self.running and self._next() is None
 
     def waiting(self) -> list[Cell]:
-        """Cells that are still to be run, those under way included."""
-        return [cell for cell in self.cells if self._waits(cell) or cell.number in self.running]
+        """Cells that are not begun."""
+        return [cell for cell in self.cells if self._waits(cell)]
 
     def seconds_left(self, jobs: int) -> float | None:
         """Until the last cell is done, at most; None where it cannot be said."""
-        total = self.costs.total(self.waiting())
+        under_way = [self.cells[number] for number in sorted(self.running)]
+        total = self.costs.total([*under_way, *self.waiting()])
         return None if total is None else total / jobs
 
+    def _next(self) -> Cell | None:
+        # Costs are known better and better, so a cell that does not fit now is looked at again.
+        return next((cell for cell in self.cells if self._waits(cell) and self._ready(cell) and self._fits(cell)), None)
+
     def _waits(self, cell: Cell) -> bool:
-        gone = (self.finished, self.running, self.failed, self.left_out)
-        return not any(cell.number in numbers for numbers in gone)
+        return not any(cell.number in numbers for numbers in (self.finished, self.running, self.failed))
 
     def _ready(self, cell: Cell) -> bool:
-        if cell.needs in self.left_out:
-            self.left_out.add(cell.number)
         return cell.needs is None or cell.needs in self.finished
 
     def _fits(self, cell: Cell) -> bool:
-        if self._end is None:
-            return True
-        return self._clock() + (self.costs.of(cell) or 0.0) < self._end
+        return self._end is None or self._clock() + (self.costs.of(cell) or 0.0) < self._end
