@@ -52,7 +52,7 @@ def export_digest(recipe: Recipe, weights_sha256: str) -> str:
 def student_digest(recipe: Recipe, store_digest: str) -> str:
     """What decides a student: seed, data, views, student, and the store that it learns from."""
     # Which other teachers there are is in the digest of what is learned from, by their contents.
-    student = recipe.student.model_dump(mode="json", exclude={"more_teachers"})
+    student = recipe.student.model_dump(mode="json", exclude={"more_teachers", "test_every_epoch"})
     inputs = {"views": recipe.views.model_dump(mode="json"), "student": student}
     return digest({**_common_inputs(recipe), **inputs, "store": store_digest})
 
@@ -90,7 +90,7 @@ def _teacher_inputs(recipe: Recipe) -> dict[str, Any]:
         network = recipe.teacher.model_dump(mode="json", include={"model", "model_args"})
         return {**_common_inputs(recipe), "teacher": network | _imported_inputs(recipe)}
     views = recipe.views.model_dump(mode="json", exclude={"count"})
-    teacher = recipe.teacher.model_dump(mode="json", exclude={"imported", "labels"})
+    teacher = recipe.teacher.model_dump(mode="json", exclude={"imported", "labels", "test_every_epoch"})
     teacher["labels"] = recipe.teacher.labels.model_dump(mode="json", include=set(reads(recipe.teacher.labels.rule)))
     return {**_common_inputs(recipe), "views": views, "teacher": teacher}
 

@@ -80,6 +80,10 @@ class StageRecipe(Table):
         default=False,
         description="Weights in channels-last order. Often faster; on a CPU torch's BatchNorm then loses four digits.",
     )
+    test_every_epoch: bool = Field(
+        default=True,
+        description="Score the test part after every epoch; false: after the last and validation's best ones only.",
+    )
     select: Literal["last", "best"] = Field(
         default="last", description="Epoch whose weights are kept as the model: the last, or validation's best."
     )

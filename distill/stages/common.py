@@ -22,6 +22,7 @@ from distill.store.checkpoint import load_weights, save_weights
 from distill.store.tensors import sha256_of_tensor
 from distill.training.evaluate import Scores, evaluate
 from distill.training.events import Listener, Notice
+from distill.training.loop import Part
 from distill.training.schedule import build_optimizer
 
 UNREADABLE = "unreadable.json"  # in a teacher's run folder: all images that were left out, and why
@@ -132,15 +133,12 @@ def write_selected(model: nn.Module, stage: StageRecipe, run: Path) -> dict[str,
     return files
 
 
-def evaluator(data: ImageData, device: torch.device, batch_size: int) -> Callable[[nn.Module], tuple[Scores, Scores]]:
-    """Scores on validation (by its given labels, which choose) and test (by the true ones, which report)."""
+def evaluator(data: ImageData, device: torch.device, batch_size: int) -> Callable[[nn.Module, Part], Scores]:
+    """Scores on validation (by its given labels, which choose) or test (by the true ones, which report)."""
 
-    def judge(model: nn.Module) -> tuple[Scores, Scores]:
-        parts = (data.splits.validation, data.labels.given), (data.splits.test, data.labels.true)
-        validation, test = (
-            evaluate(model, ordered_batches(data, rows, batch_size=batch_size, device=device), targets)
-            for rows, targets in parts
-        )
-        return validation, test
+    def judge(model: nn.Module, part: Part) -> Scores:
+        rows = data.splits.validation if part == "validation" else data.splits.test
+        targets = data.labels.given if part == "validation" else data.labels.true
+        return evaluate(model, ordered_batches(data, rows, batch_size=batch_size, device=device), targets)
 
     return judge

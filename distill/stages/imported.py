@@ -198,7 +198,7 @@ def _judged(
 ) -> dict[str, float]:
     """Its scores on validation and test images; says so when it is no better than always naming one class."""
     judge = evaluator(as_teacher_sees(data, recipe), device, recipe.export.batch_size)
-    validation, test = judge(network)
+    validation, test = judge(network, "validation"), judge(network, "test")
     metrics = validation.named("validation") if validation.count else {}
     true = data.labels.true[data.splits.test]
     commonest = float(true.bincount().max()) / max(1, len(true)) if len(true) else 0.0

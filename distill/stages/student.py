@@ -102,7 +102,17 @@ def _plan(task: StudentTask, folder: Path, digest: str, data: ImageData, device:
     student = task.recipe.student
     schedule = build_schedule(task.optimizer, student.optimizer, epochs=task.epochs, steps=task.steps)
     evaluate = evaluator(data, device, task.recipe.export.batch_size)
-    return Plan("student", folder, digest, task.epochs, task.steps, schedule, evaluate, patience=student.patience)
+    return Plan(
+        "student",
+        folder,
+        digest,
+        task.epochs,
+        task.steps,
+        schedule,
+        evaluate,
+        test_every_epoch=student.test_every_epoch,
+        patience=student.patience,
+    )
 
 
 def _state(folder: Path) -> Path:

@@ -78,7 +78,8 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
         run.forget("teacher")
         schedule = build_schedule(task.optimizer, recipe.teacher.optimizer, epochs=task.epochs, steps=task.steps)
         evaluate = evaluator(task.data, device, recipe.export.batch_size)
-        plan = Plan("teacher", folder, digest, task.epochs, task.steps, schedule, evaluate)
+        each = recipe.teacher.test_every_epoch
+        plan = Plan("teacher", folder, digest, task.epochs, task.steps, schedule, evaluate, test_every_epoch=each)
         metrics = fit(task, plan, listener, metrics_file)
         run.finish("teacher", digest, metrics, _write(task, plan, run), describe_device(device))
         plan.state.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from timm.scheduler.scheduler import Scheduler
@@ -68,6 +68,9 @@ class Task(Protocol):
         ...
 
 
+Part = Literal["validation", "test"]
+
+
 @dataclass(frozen=True)
 class Plan:
     """How long, where, and how it is judged."""
@@ -78,7 +81,8 @@ class Plan:
     epochs: int
     steps: int  # in an epoch
     schedule: Scheduler
-    evaluate: Callable[[nn.Module], tuple[Scores, Scores]]  # validation, test
+    evaluate: Callable[[nn.Module, Part], Scores]
+    test_every_epoch: bool = True  # else the test part is scored only after epochs that may be reported
     patience: int = 0  # epochs without a better one by validation after which training ends; 0: it never ends early
 
     @property
@@ -141,17 +145,21 @@ def _untrained(task: Task, plan: Plan, listener: Listener) -> dict[str, float]:
     """The scores of the initial weights, a control: much of what distillation gains needs no knowledge."""
     listener(StageStarted(plan.stage, str(plan.run), 0, plan.steps, 0, 0))
     began = time.monotonic()
-    metrics = task.end_epoch(0) | _scores(task, plan) | {"epoch": 0.0}
+    metrics = task.end_epoch(0) | _validation(task, plan) | _test(task, plan) | {"epoch": 0.0}
     if "validation_accuracy" in metrics:
         save_weights(plan.best_weights, task.judged.state_dict())
         metrics |= {f"best_{name}": value for name, value in metrics.items() if name.startswith(_JUDGED)}
     return metrics | {"seconds": time.monotonic() - began}
 
 
-def _scores(task: Task, plan: Plan) -> dict[str, float]:
-    """On validation, where there is some, and on test."""
-    validation, test = plan.evaluate(task.judged)
-    return (validation.named("validation") if validation.count else {}) | test.named("test")
+def _validation(task: Task, plan: Plan) -> dict[str, float]:
+    """Scores on validation, where there is some."""
+    scores = plan.evaluate(task.judged, "validation")
+    return scores.named("validation") if scores.count else {}
+
+
+def _test(task: Task, plan: Plan) -> dict[str, float]:
+    return plan.evaluate(task.judged, "test").named("test")
 
 
 def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener, stop: StopRequest) -> None:
@@ -207,14 +215,17 @@ def _add(progress: Progress, sums: dict[str, Tensor]) -> None:
 def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -> None:
     began = time.monotonic()
     own = task.end_epoch(progress.epoch)
-    scores = _scores(task, plan)
+    scores = _validation(task, plan)
+    better = bool(scores) and _better(scores, progress.best)
+    if plan.test_every_epoch or better or _ends(plan, progress, better=better):
+        scores |= _test(task, plan)
     seconds = progress.epoch_seconds + time.monotonic() - began
     images = progress.sums.pop(_IMAGES, 0.0)
     metrics = {name: total / plan.steps for name, total in progress.sums.items()}
     metrics |= own | {"lr": float(task.optimizer.param_groups[0]["lr"]), "epoch": float(progress.epoch + 1)}
     metrics |= scores
     _refuse_astray(plan, progress, metrics)  # the last step's weights, too, which no loss has seen
-    if "validation_accuracy" in scores and _better(metrics, progress.best):
+    if better:
         progress.best = {name: value for name, value in metrics.items() if name.startswith(_JUDGED)}
         save_weights(plan.best_weights, task.judged.state_dict())
     speed = {"images_per_second": images / max(progress.epoch_seconds, 1e-9)}  # no part of the result
@@ -223,6 +234,12 @@ def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -
     progress.seconds, progress.epoch_seconds = progress.seconds + seconds, 0.0
     progress.epoch, progress.step = progress.epoch + 1, 0
     _save(task, plan, progress)
+
+
+def _ends(plan: Plan, progress: Progress, *, better: bool) -> bool:
+    """Whether training is over with this epoch, which has just been better than all before or not."""
+    after = Progress(progress.epoch + 1, best={"epoch": progress.epoch + 1.0} if better else progress.best)
+    return after.over(plan)
 
 
 def _better(metrics: dict[str, float], best: dict[str, float]) -> bool:
