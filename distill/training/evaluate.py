@@ -14,6 +14,15 @@ BINS = 15  # Guo et al., "On Calibration of Modern Neural Networks", arXiv 1706.
 
 
 @dataclass(frozen=True)
+class Bins:
+    """Sums over the images of each bin of confidence, the least confident bin first."""
+
+    count: tuple[int, ...] = ()
+    confidence: tuple[float, ...] = ()
+    correct: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Scores:
     """Accuracy and ECE in [0, 1], NLL in nats."""
 
@@ -21,6 +30,7 @@ class Scores:
     nll: float
     ece: float
     count: int
+    bins: Bins = Bins()
 
     def named(self, prefix: str) -> dict[str, float]:
         """For the metrics file: `test_accuracy` and so on."""
@@ -50,7 +60,11 @@ class Scorer:
         if not count:
             return Scores(float("nan"), float("nan"), float("nan"), 0)
         ece = float((self._bins[:, 1] - self._bins[:, 2]).abs().sum()) / count
-        return Scores(correct / count, self._nll / count, ece, int(count))
+        return Scores(correct / count, self._nll / count, ece, int(count), self._sums())
+
+    def _sums(self) -> Bins:
+        count, confidence, correct = self._bins.T.tolist()
+        return Bins(tuple(map(int, count)), tuple(confidence), tuple(map(int, correct)))
 
 
 def evaluate(model: nn.Module, batches: Iterable[Batch], targets: Tensor) -> Scores:

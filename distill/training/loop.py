@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from distill.data.loader import Batch
 from distill.errors import RunError, StoreError
 from distill.store.atomic import writable_folder
+from distill.store.bins import write_bins
 from distill.store.checkpoint import load_state, save_state, save_weights
 from distill.training.evaluate import Scores
 from distill.training.events import EpochDone, Listener, MetricsFile, StageStarted, StepDone
@@ -159,7 +160,11 @@ def _validation(task: Task, plan: Plan) -> dict[str, float]:
 
 
 def _test(task: Task, plan: Plan) -> dict[str, float]:
-    return plan.evaluate(task.judged, "test").named("test")
+    """Scores on test; how they come about by confidence is left in the run folder, of the last time."""
+    scores = plan.evaluate(task.judged, "test")
+    if scores.bins.count and math.isfinite(scores.ece):
+        write_bins(plan.run, list(scores.bins.count), list(scores.bins.confidence), list(scores.bins.correct))
+    return scores.named("test")
 
 
 def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener, stop: StopRequest) -> None:
