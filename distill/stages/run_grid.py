@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.recipe.grid import Cell
+from distill.report.results import write_failed
 from distill.stages.cells import Outcome, attempt
 from distill.stages.schedule import Schedule
 from distill.stages.workers import Worker, end, waited
@@ -49,7 +50,7 @@ def _here(schedule: Schedule, folder: Path, listener: Listener) -> None:
         left = _left(schedule, 1)
         listener(Notice(f"cell {_count(schedule)}: {cell}{left and '; '}{left}"))
         outcome = attempt(cell, folder, listener)
-        schedule.done(outcome)
+        _note(schedule, folder, outcome)
         if outcome.state == "failed":
             listener(Notice(_told(cell, outcome)))
 
@@ -91,7 +92,7 @@ def _heed(schedule: Schedule, worker: Worker, jobs: int, listener: Listener) -> 
     cell, outcome = worker.cell, worker.outcome()
     if cell is None or outcome is None:
         return
-    schedule.done(outcome)  # one that was interrupted by itself comes again
+    _note(schedule, worker.folder, outcome)  # a cell that was interrupted by itself comes again
     if outcome.state == "interrupted":
         return
     if outcome.state == "failed":
@@ -101,6 +102,12 @@ def _heed(schedule: Schedule, worker: Worker, jobs: int, listener: Listener) -> 
     left = _left(schedule, jobs)
     done = f"{len(schedule.finished)} of {len(schedule.cells)}"
     listener(Notice(f"{done}: {cell}, {duration(outcome.seconds)}{judged}{left and '; '}{left}"))
+
+
+def _note(schedule: Schedule, folder: Path, outcome: Outcome) -> None:
+    """What became of a cell, and of those that cannot be run without it."""
+    for blocked in schedule.done(outcome):
+        write_failed(folder, schedule.cells[blocked.number], blocked.reason)
 
 
 def _threads(cells: Sequence[Cell], jobs: int) -> int:

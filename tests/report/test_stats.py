@@ -24,6 +24,7 @@ SEVERAL = st.lists(SHARES, min_size=2, max_size=12)
 
 
 @given(SEVERAL)
+@settings(deadline=None)
 def test_the_interval_is_student_s(values: list[float]) -> None:
     found = summary(values)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-12)

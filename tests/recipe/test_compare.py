@@ -1,0 +1,208 @@
+"""`[compare]`: what is refused, and which cells a recipe asks for."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from distill.recipe.checks import check_recipe, problems
+from distill.recipe.compare import assigned_rule
+from distill.recipe.digest import student_digest, teacher_digest
+from distill.recipe.grid import Cell, grid
+from distill.recipe.load import dump_recipe, override, parse_recipe
+from distill.recipe.schema import Recipe
+
+ARMS = """
+name = "r"
+[compare]
+seeds = [0, 1]
+[compare.arms]
+plain = []
+learned = ["teacher.labels.rule=instance", "teacher.labels.step=10"]
+small = ["data.train=1000"]
+"""
+
+
+def arms(*assignments: str) -> Recipe:
+    return override(parse_recipe(ARMS, "r.toml"), assignments)
+
+
+def one(*texts: str) -> Recipe:
+    """A recipe with one arm, "a"."""
+    return parse_recipe(f'name = "r"\n[compare.arms]\na = {list(texts)}'.replace("'", '"'), "r.toml")
+
+
+def keys(cells: tuple[Cell, ...]) -> list[str]:
+    return [cell.key for cell in cells]
+
+
+def test_arms_are_read_written_and_overridden() -> None:
+    recipe = arms('compare.arms.small=["data.train=500"]', "compare.arms.more=teacher.epochs=3,student.epochs=2")
+    assert recipe.compare.names == ("plain", "learned", "small", "more")
+    assert recipe.compare.arms["small"] == ("data.train=500",)
+    assert recipe.compare.arms["more"] == ("teacher.epochs=3", "student.epochs=2")
+    assert parse_recipe(dump_recipe(recipe), "x.toml") == recipe
+    assert problems(recipe, comparing=True) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("teacher.epoch=3", "teacher.epoch=3: [teacher] epoch is not a field; did you mean epochs?"),
+        ("teacher.epochs=-1", "teacher.epochs=-1: [teacher] epochs: found -1 (an integer), expected an integer of at"),
+        ("teacher.epochs", "teacher.epochs: found no '=', expected table.field=value"),
+        ("seed=3", 'found "seed", which all arms have in common; leave it out'),
+        ("name=b", 'found "name", which all arms have in common'),
+        (" checkpoints = x", 'found "checkpoints", which all arms have in common'),
+        ("compare.seeds=0,1", 'found "compare.seeds", which all arms have in common'),
+        ("data.noise.rate=0.2", "[data.noise] rate: found 0.2, but kind is"),
+    ],
+)
+def test_every_assignment_is_checked_and_its_arm_named(text: str, wanted: str) -> None:
+    recipe = override(one(text), ['compare.arms.b=["teacher.epochs=3"]'])
+    (line,) = problems(recipe, comparing=True)
+    assert line.startswith(f"[compare.arms] a: {wanted}")
+
+
+def test_what_all_arms_have_in_common_is_said_once() -> None:
+    found = problems(arms("data.test=0", "data.validation=1.5", "compare.temperatures=1,4"), comparing=True)
+    assert [line.split(":")[0] for line in found] == ["[data] validation", "[data] test"]
+
+
+def test_an_arm_s_own_problems_are_those_of_the_recipe_it_makes() -> None:
+    """The recipe itself has no meta images and learns nothing: nothing is wrong with it."""
+    recipe = arms("teacher.labels.meta=held-out")
+    assert problems(recipe) == []
+    (line,) = problems(recipe, comparing=True)
+    assert line.startswith("[compare.arms] learned: [data] meta: found 0")
+    assert problems(override(recipe, ['compare.arms.learned=["teacher.labels.rule=instance", "data.meta=50"]'])) == []
+
+
+def test_a_rule_s_own_table_may_stand_in_a_recipe_with_an_arm_that_reads_it() -> None:
+    fields = ("teacher.labels.pencil.step=2", 'compare.arms.pencil=["teacher.labels.rule=pencil"]')
+    assert problems(arms(*fields), comparing=True) == []
+    for cell in grid(arms(*fields)):
+        check_recipe(cell.recipe, cell.key)
+    assert problems(arms(fields[0]), comparing=True) != []
+
+
+@pytest.mark.parametrize(
+    ("texts", "rule"),
+    [
+        ((), None),
+        (("teacher.labels.rule=elr",), "elr"),
+        (('teacher.labels.rule = "elr"', "x=1"), "elr"),
+        (("teacher.labels.rule=elr", "teacher.labels.rule=class"), "class"),
+        (("teacher.labels.rule=nonsense",), None),
+    ],
+)
+def test_the_rule_of_an_arm(texts: tuple[str, ...], rule: str | None) -> None:
+    assert assigned_rule(texts) == rule
+
+
+@pytest.mark.parametrize(
+    ("assignments", "wanted"),
+    [
+        (("compare.teachers=onehot",), "[compare] teachers: given beside [compare.arms]"),
+        (("compare.arms.a b=[]",), '[compare.arms] "a b": found this name'),
+        (("compare.arms.Plain=[]",), "[compare.arms] Plain: its runs would lie in the same folder as those of plain"),
+        (("compare.arms.untrained=[]",), "[compare.arms] untrained: is the name of a control"),
+        (("compare.reference=onehot",), '[compare] reference: found "onehot", expected "plain" or "learned" or'),
+        (("compare.losses=kd,kd",), "[compare] losses: found 'kd' twice"),
+        (("compare.losses=kd,dkd", "data.validation=0"), "[compare] losses: found several with no validation"),
+        (("compare.losses=ce,smoothing", "compare.temperatures=1"), "[compare] temperatures: given, but the losses ce"),
+        (("compare.losses=labels",), '[compare.arms] plain: [student.loss] name: found "labels"'),
+    ],
+)
+def test_what_does_not_fit_is_named(assignments: tuple[str, ...], wanted: str) -> None:
+    found = problems(arms(*assignments), comparing=True)
+    assert found[0].startswith(wanted) or found[-1].startswith(wanted), found
+
+
+def test_plus_and_minus_make_one_folder() -> None:
+    recipe = arms("compare.arms.a-b=[]")
+    arms_of = recipe.compare.arms | {"a+b": ()}
+    recipe = recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"arms": arms_of})})
+    (line,) = problems(recipe, comparing=True)
+    assert line == '[compare.arms] "a+b": its runs would lie in the same folder as those of a-b; rename one'
+
+
+def test_teachers_alone() -> None:
+    cells = grid(arms("compare.students=false", "compare.temperatures=1,4"))
+    assert keys(cells) == ["plain-s0", "learned-s0", "small-s0", "plain-s1", "learned-s1", "small-s1"]
+    assert not any(cell.exports for cell in cells)
+    assert [cell.number for cell in cells] == list(range(6))
+    learned = cells[1].recipe
+    assert (learned.teacher.labels.rule, learned.teacher.labels.step, learned.seed) == ("instance", 10, 0)
+    assert (cells[5].recipe.data.train, cells[5].recipe.seed) == (1000, 1)
+    assert cells[1].teacher_folder.as_posix() == "checkpoints/r-compare/learned-s0"
+
+
+def test_the_whole_grid_with_its_controls() -> None:
+    cells = grid(arms("compare.temperatures=1,4", "compare.losses=kd,ce,dkd"))
+    of_plain = ["plain-s0", *(f"plain-s0-{name}" for name in ("kd-T1", "kd-T4", "ce", "dkd-T1", "dkd-T4"))]
+    assert keys(cells)[:6] == of_plain
+    # Cross-entropy is in the grid, so only smoothing is added to the reference's students.
+    assert keys(cells)[18:22] == ["plain-s0-smoothing", "untrained-s0", "untrained-s0-kd-T1", "untrained-s0-kd-T4"]
+    assert len(cells) == 2 * 22
+    assert [cell.number for cell in cells] == list(range(44))
+    assert len(set(keys(cells))) == 44
+    for cell in cells:
+        check_recipe(cell.recipe, cell.key)
+        if cell.needs is not None:
+            teacher = cells[cell.needs]
+            assert (teacher.kind, teacher.arm, teacher.seed) == ("teacher", cell.arm, cell.seed)
+            assert teacher_digest(teacher.recipe) == teacher_digest(cell.recipe)
+    assert Counter(cell.kind for cell in cells) == {"teacher": 8, "student": 36}
+
+
+def test_seed_by_seed_and_a_key_for_life() -> None:
+    """All arms at one seed come before the next seed; a grid that grows keeps its cells' keys and digests."""
+    few, many = grid(arms("compare.seeds=0")), grid(arms("compare.seeds=0,1,2", "compare.temperatures=4"))
+    assert [cell.seed for cell in many] == sorted(cell.seed for cell in many)
+    by_key = {cell.key: cell for cell in many}
+    for cell in few:
+        if cell.kind == "teacher":
+            assert teacher_digest(cell.recipe) == teacher_digest(by_key[cell.key].recipe)
+
+
+def test_a_loss_of_another_name_starts_from_its_own_settings() -> None:
+    recipe = arms("student.loss.alpha=2", "student.loss.name=dkd", "compare.losses=dkd,kd")
+    losses = {cell.loss: cell.recipe.student.loss for cell in grid(recipe) if cell.arm == "plain"}
+    assert losses["dkd"].alpha == 2
+    assert losses["kd"].alpha is None
+    assert losses["ce"].name == "ce"
+
+
+def test_an_untrained_teacher_suits_every_recipe() -> None:
+    """Warm-up, milestones and label steps are for training, which it has none of."""
+    optimizer = (
+        "teacher.optimizer.schedule=multistep",
+        "teacher.optimizer.milestones=5",
+        "teacher.optimizer.warmup_epochs=2",
+    )
+    recipe = arms(
+        *optimizer, "teacher.labels.average_epochs=5", "compare.reference=learned", "student.loss.name=labels"
+    )
+    untrained = [cell for cell in grid(recipe) if cell.control == "untrained"]
+    assert [cell.kind for cell in untrained] == ["teacher", "student"] * 2
+    for cell in untrained:
+        check_recipe(cell.recipe, cell.key)
+        assert cell.recipe.teacher.epochs == 0
+        assert cell.recipe.student.loss.name == "kd"
+
+
+def test_controls_ask_no_teacher() -> None:
+    cells = grid(arms("student.more_teachers=x", "student.combine=probabilities", "student.teacher_weights=1,2"))
+    for cell in cells:
+        if cell.control in ("alone", "smoothing"):
+            assert cell.recipe.student.more_teachers == ()
+            check_recipe(cell.recipe, cell.key)
+
+
+def test_students_differ_in_the_store_only() -> None:
+    """The students of two arms that differ in labels have the same digest on the same store."""
+    cells = {cell.key: cell for cell in grid(arms("compare.temperatures=4"))}
+    one, other = (student_digest(cells[f"{arm}-s0-kd-T4"].recipe, "store") for arm in ("plain", "learned"))
+    assert one == other

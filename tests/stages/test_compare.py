@@ -1,0 +1,295 @@
+"""Comparisons run for real, on tiny recipes: arms, cells by themselves and side by side, failures, reports."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distill.errors import DataError, RunError
+from distill.recipe.grid import Cell, grid
+from distill.recipe.load import dump_recipe, override
+from distill.recipe.schema import Recipe
+from distill.report.comparison_folder import read_comparison
+from distill.stages import cells as cells_module
+from distill.stages.compare import Compared, compare, run_one
+from distill.stages.grid import finished_cells
+from distill.stages.plan import plan_grid
+from distill.stages.run_grid import Manner
+from distill.training.events import Event, Notice, StageStarted
+from distill.training.interrupt import Interrupted
+
+SHORT = ("teacher.epochs=1", "student.epochs=1", "teacher.labels.rule=onehot", "data.train=100", "views.count=1")
+ARMS = (*SHORT, "compare.students=false", "compare.seeds=0,1")
+
+
+class Told:
+    """What a comparison told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
+
+    @property
+    def notices(self) -> list[str]:
+        return [event.message for event in self.events if isinstance(event, Notice)]
+
+    @property
+    def trained(self) -> int:
+        return sum(isinstance(event, StageStarted) for event in self.events)
+
+
+@pytest.fixture
+def arms(tiny: Callable[..., Recipe]) -> Callable[..., Recipe]:
+    """Teachers alone: onehot, class labels, and half of the images; at two seeds."""
+
+    def make(*more: str) -> Recipe:
+        recipe = tiny(*ARMS)
+        table = {"plain": (), "class": ("teacher.labels.rule=class",), "small": ("data.train=50",)}
+        own = recipe.compare.model_copy(update={"arms": table, "teachers": ("onehot", "smoothing", "instance")})
+        return override(recipe.model_copy(update={"compare": own}), more)
+
+    return make
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    """Every network and table of labels under a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.safetensors"))}
+
+
+def test_arms_of_teachers(arms: Callable[..., Recipe], tmp_path: Path) -> None:
+    told = Told()
+    found = compare(arms(), told)
+    assert (found.exit_code, found.picture) == (0, None)
+    assert told.trained == 6
+    assert told.notices[0] == "cell 1 of 6: teacher plain, seed 0"
+    assert told.notices[-1].startswith("cell 6 of 6: teacher small, seed 1; about ")
+    folder = tmp_path / "tiny-compare"
+    assert found.folder == folder
+    assert {path.name for path in folder.glob("*-s*")} == {
+        f"{a}-s{s}" for a in ("plain", "class", "small") for s in (0, 1)
+    }
+    assert not list(folder.glob("*/logits"))
+    results = json.loads((folder / "results.json").read_text())
+    assert [cell["key"] for cell in results["cells"]][:3] == ["plain-s0", "class-s0", "small-s0"]
+    for cell in results["cells"]:
+        assert {"digest", "commit", "machine", "versions", "seconds", "metrics"} <= cell.keys()
+        assert "best_test_accuracy" in cell["metrics"]
+    assert len(results["differences"]) == 4 * 3
+    assert len(results["verdicts"]) == 3
+    assert "| small | teacher | 2 |" in (folder / "table.md").read_text()
+
+    again = Told()
+    assert compare(arms(), again).comparison.record() == found.comparison.record()
+    assert again.trained == 0
+    assert again.notices == ["6 of 6 cells are finished already"]
+    more = Told()
+    compare(arms("compare.seeds=0,1,2"), more)
+    assert more.trained == 3
+
+
+def test_a_comparison_is_found_where_it_was_moved_to(arms: Callable[..., Recipe], tmp_path: Path) -> None:
+    found = compare(arms("compare.seeds=0"), Told())
+    moved = Path(shutil.move(found.folder, tmp_path / "elsewhere"))
+    assert read_comparison([moved]).record() == found.comparison.record()
+
+
+def test_changed_data_are_other_cells(arms: Callable[..., Recipe]) -> None:
+    """Finished is what has the same digest, not what has the same name."""
+    recipe = arms("compare.seeds=0")
+    compare(recipe, Told())
+    assert len(finished_cells(grid(recipe), Told())) == 3
+    changed = override(recipe, ["data.noise.rate=0.4"])
+    assert finished_cells(grid(changed), Told()) == {}
+    found = compare(changed, Told())
+    assert found.exit_code == 2
+    assert "holds a teacher of another recipe: data.noise.rate: 0.3 -> 0.4" in found.comparison.results[0].reason
+
+
+def test_cells_by_themselves_are_those_of_the_grid(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    """To the bit, and the comparison then finds them all finished."""
+    fields = (*SHORT, "compare.temperatures=1,4", "compare.teachers=onehot", "compare.controls=true")
+    whole = tiny(*fields, f'checkpoints="{tmp_path}/whole"')
+    apart = tiny(*fields, f'checkpoints="{tmp_path}/apart"')
+    first = compare(whole, Told())
+    assert [row.name for row in first.comparison.rows if row.control] == [
+        "student alone", "smoothing alone", "untrained", "untrained"
+    ]  # fmt: skip
+    with pytest.raises(RunError, match="cell 1 is a student of onehot, kd, T 1, seed 0, whose teacher, cell 0, is not"):
+        run_one(apart, 1, Told())
+    with pytest.raises(RunError, match="found cell 99, expected one from 0 to 7"):
+        run_one(apart, 99, Told())
+    for number in (5, 0, 6, 1, 2, 3, 4, 7):
+        run_one(apart, number, Told())
+    told = Told()
+    second = compare(apart, told)
+    assert told.trained == 0
+    assert weights(tmp_path / "whole") == weights(tmp_path / "apart")
+    for one, other in zip(first.comparison.results, second.comparison.results, strict=True):
+        assert dict(one.metrics) == dict(other.metrics)
+        assert one.provenance["digest"] == other.provenance["digest"]
+
+
+def test_cells_beside_each_other_are_those_of_one_process(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    fields = (*SHORT, "compare.teachers=onehot,class", "compare.temperatures=1,4")
+    one = tiny(*fields, f'checkpoints="{tmp_path}/one"')
+    two = tiny(*fields, f'checkpoints="{tmp_path}/two"')
+    told = Told()
+    found = compare(two, told, Manner(jobs=2))
+    assert found.exit_code == 0, told.notices
+    assert told.notices[0] == "2 cells at a time, 1 thread each"
+    assert len(told.notices) == 1 + 6
+    assert told.notices[-1].startswith("6 of 6: student of ")
+    assert "validation" in told.notices[1]
+    compare(one, Told())
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
+    machines = {result.provenance["machine"]["device"] for result in found.comparison.results}
+    assert machines == {"cpu: 1 threads"}
+
+
+def test_a_failing_cell_stops_no_other(arms: Callable[..., Recipe]) -> None:
+    """A learning rate that no network survives: the user's to mend, hence exit code 2."""
+    recipe = arms("compare.seeds=0", 'compare.arms.bad=["teacher.optimizer.lr=1e30"]')
+    told = Told()
+    found = compare(recipe, told)
+    assert found.exit_code == 2
+    states = {result.cell.key: result.state for result in found.comparison.results}
+    assert states == {"plain-s0": "finished", "class-s0": "finished", "small-s0": "finished", "bad-s0": "failed"}
+    assert any(notice.startswith("failed: cell 3, teacher bad, seed 0, after") for notice in told.notices)
+    text = (found.folder / "table.md").read_text()
+    assert "lower teacher.optimizer.lr" in text
+    assert "| bad | teacher | 0 of 1 | - |" in text
+
+
+def test_a_fault_of_ours_is_told_with_its_traceback(
+    arms: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = cells_module._trained
+
+    def trained(cell: Cell, *given: Any) -> Any:
+        if cell.arm == "class":
+            raise MemoryError("no room for 3 TiB")
+        return real(cell, *given)
+
+    monkeypatch.setattr(cells_module, "_trained", trained)
+    recipe = arms("compare.seeds=0")
+    found = compare(recipe, Told())
+    assert found.exit_code == 1
+    record = json.loads((found.folder / "cells/class-s0.json").read_text())
+    assert record["reason"] == "MemoryError: no room for 3 TiB"
+    assert "in trained" in record["traceback"]
+    monkeypatch.undo()
+    assert compare(recipe, Told()).exit_code == 0
+
+
+def test_students_of_a_failed_teacher_are_not_tried(tiny: Callable[..., Recipe]) -> None:
+    arms = 'compare.arms.bad=["teacher.optimizer.lr=1e30"]'
+    recipe = tiny(*SHORT, "compare.teachers=onehot,smoothing,instance", arms, "compare.temperatures=1,4")
+    found = compare(recipe, Told())
+    assert [(r.state, r.reason[:20]) for r in found.comparison.results][1:] == [("failed", "its teacher, cell 0,")] * 2
+    assert found.example is None
+
+
+def test_missing_data_are_said_before_the_first_cell(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = tiny(*ARMS, "data.noise.kind=none", "data.noise.rate=0", "data.noise.redraw=all", "data.source=cifar10")
+    recipe = override(recipe, [f'data.root="{tmp_path}/nowhere"'])
+    with pytest.raises(DataError, match="nowhere"):
+        compare(recipe, Told())
+
+
+def test_an_interrupted_comparison_goes_on(arms: Callable[..., Recipe], tmp_path: Path) -> None:
+    """Stopped in its second cell; the bits are those of one that was not."""
+
+    def stops(event: Event) -> None:
+        if isinstance(event, StageStarted) and "class" in event.run:
+            raise Interrupted("teacher", "by the test")
+
+    recipe = arms("compare.seeds=0", f'checkpoints="{tmp_path}/stopped"')
+    with pytest.raises(Interrupted):
+        compare(recipe, stops)
+    assert (tmp_path / "stopped/tiny-compare/cells/plain-s0.json").exists()
+    assert not (tmp_path / "stopped/tiny-compare/cells/class-s0.json").exists()
+    told = Told()
+    compare(recipe, told)
+    assert told.trained == 2
+    compare(override(recipe, [f'checkpoints="{tmp_path}/whole"']), Told())
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+
+
+def test_a_budget_says_what_it_left_out(arms: Callable[..., Recipe]) -> None:
+    told = Told()
+    found = compare(arms(), told, Manner(budget=1e-9))
+    assert [result.state for result in found.comparison.results] == ["missing"] * 6
+    assert told.notices == ["budget: 6 cells left out; the same command goes on with them"]
+    assert found.exit_code == 0
+
+
+def test_a_plan_writes_nothing(arms: Callable[..., Recipe], tmp_path: Path) -> None:
+    plan = plan_grid(arms(), Told())
+    assert plan.text().startswith("tiny: 6 cells, 6 teachers and 0 students; 0 finished")
+    assert list(tmp_path.iterdir()) == []
+
+
+_LIGHT = """
+import sys
+from distill.cli.commands import app
+sys.argv = ["distill", "compare", "--report-only", *sys.argv[1:]]
+app(standalone_mode=False)
+sys.exit(", ".join({"torch", "torchvision", "timm"} & set(sys.modules)) or 0)
+"""
+
+
+@pytest.fixture
+def finished(tiny: Callable[..., Recipe]) -> Compared:
+    return compare(tiny(*SHORT, "compare.teachers=onehot", "compare.seeds=0,1"), Told())
+
+
+def test_a_report_needs_no_torch(finished: Compared) -> None:
+    before = {name: (finished.folder / name).read_bytes() for name in ("results.json", "table.md", "table.csv")}
+    for name in before:
+        (finished.folder / name).unlink()
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", _LIGHT, str(finished.folder)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "student, T 4" in done.stdout
+    assert {name: (finished.folder / name).read_bytes() for name in before} == before
+
+
+def test_a_run_that_became_another_s_is_missing(finished: Compared) -> None:
+    record = finished.folder / "onehot-s0/run.json"
+    digest = finished.comparison.results[0].provenance["digest"]
+    record.write_text(record.read_text().replace(digest, "0" * 64))
+    found = read_comparison([finished.folder])
+    assert (found.results[0].state, found.results[1].state) == ("missing", "finished")
+    assert found.results[0].reason.endswith("is another teacher's by now")
+
+
+def test_the_command_line_lists_and_plans(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    path = tmp_path / "a recipe.toml"
+    path.write_text(dump_recipe(tiny(*ARMS)))
+
+    def distill(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-W", "error", "-m", "distill", "compare", *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=240)
+
+    listed = json.loads(distill(str(path), "--list-cells", "--json").stdout)
+    assert [cell["key"] for cell in listed["cells"]] == ["onehot-s0", "class-s0", "onehot-s1", "class-s1"]
+    for words, wanted in (
+        ((str(path), "--budget", "soon"), "--budget: found 'soon', expected a time such as 90s, 30m or 2h"),
+        ((str(path), "--dry-run", "--cell", "3"), "found --dry-run and --cell, expected one of them"),
+        ((str(path), str(path)), "found 2 paths, expected one recipe"),
+        (("--report-only", str(tmp_path)), "not a comparison, expected comparison.toml in it"),
+    ):
+        done = distill(*words)
+        assert done.returncode == 2
+        assert wanted in done.stderr
+        assert "Traceback" not in done.stderr
