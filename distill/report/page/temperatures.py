@@ -1,0 +1,150 @@
+"""Students' accuracy against temperature: a panel for each teacher, the others behind it in grey. No torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from distill.recipe.grid import shortest
+from distill.report.comparison import MAIN, Choice, Comparison
+from distill.report.page.markup import Markup, el
+from distill.report.page.numbers import summarised, with_half
+from distill.report.page.svg import Scale, at, curve, dot, line, picture, span, text, tick_text
+from distill.report.stats import Summary
+
+_WIDTH, _HEIGHT = 320.0, 210.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 14.0, 36.0
+_COLOURS = 6  # losses that are told apart
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where temperatures and losses without one stand, and how high accuracies are."""
+
+    temperature: Scale | None  # of its logarithm
+    alone: float  # where losses without a temperature stand
+    accuracy: Scale
+
+    def x(self, temperature: float | None) -> float:
+        if temperature is None or self.temperature is None:
+            return self.alone
+        return self.temperature(math.log(temperature))
+
+
+def temperatures(comparison: Comparison) -> Markup | None:
+    """None where no arm has students at two temperatures or losses."""
+    compare = comparison.recipe.compare
+    found = {arm: _summaries(comparison, arm) for arm in (compare.names if compare.students else ())}
+    found = {arm: each for arm, each in found.items() if each}
+    if not found or all(len(each) < 2 for each in found.values()):
+        return None
+    losses = list(dict.fromkeys(loss for each in found.values() for loss, _ in each))
+    places = _places(found)
+    panels = [
+        el("figure", el("h3", arm), _panel(arm, found, places, losses, comparison.chosen(arm)), class_="panel")
+        for arm in found
+    ]
+    return el("div", _legend(losses), el("div", panels, class_="panels"))
+
+
+def _summaries(comparison: Comparison, arm: str) -> dict[Choice, Summary]:
+    found = {}
+    for choice, results in comparison.grid(arm).items():
+        values = {seed: r.metrics[MAIN] for seed, r in results.items() if math.isfinite(r.metrics.get(MAIN, math.nan))}
+        one = summarised(values)
+        if one is not None:
+            found[choice] = one
+    return found
+
+
+def _places(found: Mapping[str, Mapping[Choice, Summary]]) -> _Places:
+    every = [one for each in found.values() for one in each.values()]
+    bounds = [100 * b for one in every for b in (one.interval or (one.mean, one.mean))]
+    means = [100 * one.mean for one in every]
+    reach = max(2.0, 1.5 * (max(means) - min(means)))  # two seeds have intervals that would flatten everything else
+    low, high = span([*means, *(min(max(b, min(means) - reach), max(means) + reach) for b in bounds)], least=1.0)
+    known = sorted({t for each in found.values() for _, t in each if t is not None})
+    alone = any(t is None for each in found.values() for _, t in each)
+    start = _LEFT + (44.0 if alone and known else 14.0)
+    wide = Scale(math.log(known[0]), math.log(known[-1]), start, _WIDTH - _RIGHT - 14) if len(known) > 1 else None
+    if len(known) == 1:
+        wide = Scale(math.log(known[0]) - 1, math.log(known[0]) + 1, start, _WIDTH - _RIGHT - 14)
+    accuracy = Scale(max(low, -2.0), min(high, 102.0), _HEIGHT - _BOTTOM, _TOP)
+    return _Places(wide, _LEFT + 18 if known else (_LEFT + _WIDTH - _RIGHT) / 2, accuracy)
+
+
+def _panel(
+    arm: str,
+    found: Mapping[str, Mapping[Choice, Summary]],
+    places: _Places,
+    losses: Sequence[str],
+    chosen: Choice | None,
+) -> Markup:
+    others = [_curves(each, places, losses, None) for other, each in found.items() if other != arm]
+    own = _curves(found[arm], places, losses, chosen)
+    title = f"Test accuracy of {arm}'s students against temperature"
+    return picture(_WIDTH, _HEIGHT, title, _frame(found, places), others, own)
+
+
+def _frame(found: Mapping[str, Mapping[Choice, Summary]], places: _Places) -> list[Markup]:
+    ticks = places.accuracy.ticks(4)
+    marks = []
+    for tick in ticks:
+        y = places.accuracy(tick)
+        marks.append(line(_LEFT, y, _WIDTH - _RIGHT, y, "grid"))
+        marks.append(text(_LEFT - 6, y + 4, tick_text(tick, ticks), "tick", "end"))
+    last, bottom = -99.0, _HEIGHT - _BOTTOM
+    for temperature in sorted({t for each in found.values() for _, t in each}, key=lambda t: t or 0.0):
+        x = places.x(temperature)
+        if x - last >= 22 or temperature is None:
+            marks.append(text(x, bottom + 15, "none" if temperature is None else shortest(temperature), "tick"))
+            last = x
+    marks.append(text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 5, "temperature", "label"))
+    return [*marks, text(0, 9, "accuracy %", "label", "start")]
+
+
+def _curves(
+    found: Mapping[Choice, Summary], places: _Places, losses: Sequence[str], chosen: Choice | None
+) -> list[Markup]:
+    """Of one arm; in colour with intervals where it is the panel's own, which `chosen` is given for."""
+    behind = chosen is None
+    marks: list[Markup] = []
+    for loss in dict.fromkeys(loss for loss, _ in found):
+        colour = "behind" if behind else f"c{losses.index(loss) % _COLOURS}"
+        own = {t: one for (name, t), one in found.items() if name == loss}
+        order = sorted(own, key=lambda t: t or 0.0)
+        shown = [(places.x(t), places.accuracy(100 * own[t].mean)) for t in order]
+        if len(shown) > 1:
+            marks.append(curve(shown, f"curve {colour}"))
+        if not behind:
+            marks += [mark for t in order for mark in _marks(loss, t, own[t], places, colour, chosen)]
+        elif len(shown) == 1:
+            marks.append(dot(*shown[0], 2.5, "dot behind"))
+    return marks
+
+
+def _marks(
+    loss: str, temperature: float | None, one: Summary, places: _Places, colour: str, chosen: Choice | None
+) -> list[Markup]:
+    x, scale = places.x(temperature), places.accuracy
+    marks = []
+    if one.interval is not None:
+        low, high = (scale.held(100 * bound) for bound in one.interval)
+        marks.append(line(x, low, x, high, f"whisker {colour}"))
+    name = loss if temperature is None else f"{loss}, T {shortest(temperature)}"
+    title = f"{name}: {with_half(one)} %"
+    y = scale(100 * one.mean)
+    if chosen == (loss, temperature):
+        marks.append(el("circle", cx=at(x), cy=at(y), r=8, class_=f"ring {colour}"))
+    return [*marks, dot(x, y, 4, f"dot {colour}", title)]
+
+
+def _legend(losses: Sequence[str]) -> Markup:
+    swatch = el("svg", el("circle", cx=9, cy=9, r=7.5, class_="ring c0"), dot(9, 9, 4, "dot c0"), width=18, height=18)
+    items = [el("li", swatch, "chosen by validation")]
+    if len(losses) > 1:
+        dots = [el("svg", dot(6, 9, 4, f"dot c{k % _COLOURS}"), width=12, height=18) for k in range(len(losses))]
+        items = [el("li", mark, loss) for mark, loss in zip(dots, losses, strict=True)] + items
+    grey = el("svg", line(0, 9, 18, 9, "curve behind"), width=18, height=18)
+    return el("ul", items, el("li", grey, "the other arms"), class_="legend")
