@@ -22,7 +22,7 @@ LIGHT = [
     "distill.store.atomic",
     "distill.training.events",
     "distill.training.console",
-    *(f"distill.report.{module.name}" for module in pkgutil.iter_modules(distill.report.__path__)),
+    *(module.name for module in pkgutil.walk_packages(distill.report.__path__, "distill.report.")),
 ]
 
 _LOOK = """

@@ -117,7 +117,9 @@ def show(
 ) -> None:
     """A comparison on standard output."""
     if as_json:
-        where = {"folder": str(folder), "picture": str(picture) if picture else None}
+        from distill.report.comparison_folder import PAGE
+
+        where = {"folder": str(folder), "report": str(folder / PAGE), "picture": str(picture) if picture else None}
         print_json({**comparison.record(), **where})
     elif not quiet:
         from distill.report.console import console, print_comparison

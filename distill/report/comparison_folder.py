@@ -15,12 +15,14 @@ from distill.recipe.load import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
 from distill.report.comparison_table import csv_text, markdown
+from distill.report.html import page
+from distill.report.latex import latex
 from distill.report.results import CellResult, read_result
 from distill.store.atomic import write_bytes, write_json
 
 COMPARISON = "comparison.toml"  # the recipe of a comparison's folder
 _STATES = ("finished", "failed", "missing")  # the best first
-RESULTS, TABLE, CSV = "results.json", "table.md", "table.csv"
+RESULTS, TABLE, CSV, TEX, PAGE = "results.json", "table.md", "table.csv", "table.tex", "report.html"
 
 
 def write_plan(recipe: Recipe, folder: Path) -> None:
@@ -31,10 +33,12 @@ def write_plan(recipe: Recipe, folder: Path) -> None:
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """results.json, table.md and table.csv."""
+    """results.json, table.md, table.csv, table.tex and report.html."""
     write_json(folder / RESULTS, {"schema_version": 1, **comparison.record()})
     write_bytes(folder / TABLE, markdown(comparison).encode())
     write_bytes(folder / CSV, csv_text(comparison).encode())
+    write_bytes(folder / TEX, latex(comparison).encode())
+    write_bytes(folder / PAGE, page(comparison, folder).encode())
 
 
 def read_comparison(folders: Sequence[Path]) -> Comparison:

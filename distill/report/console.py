@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.report.comparison import Comparison
+from distill.report.comparison_folder import PAGE
 from distill.report.comparison_table import rich_table, shown_verdicts, unfinished_lines
 from distill.report.label_report import LabelReport, printable
 from distill.report.labels import Judged
@@ -62,6 +63,7 @@ def print_comparison(
     if picture is not None:
         _line(console, f"suspected label errors (picture): {picture}")
     _line(console, f"comparison: {folder}")
+    _line(console, f"report: {folder / PAGE}")
     if example is None:
         return
     _line(console, f"run folder: {example}")

@@ -11,7 +11,7 @@ from distill.report.page.numbers import number
 from distill.report.page.table import table, table_row
 from distill.report.results import CellResult
 
-_HEAD = ("what", "cells", "seconds each, mean", "seconds in all")
+_HEAD = ("what", "cells", "seconds each", "seconds in all")
 
 
 def cost(comparison: Comparison) -> Markup | None:
