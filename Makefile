@@ -26,10 +26,10 @@ ifneq ($(SOUND),yes)
 $(STAMP): FORCE
 endif
 
-.PHONY: help demo test test-slow test-gpu lint types imports format clean FORCE
+.PHONY: help demo test test-slow test-browser test-gpu lint types imports format clean FORCE
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## Compare teachers on handwritten digits
 	$(BIN)/distill compare recipes/digits.toml
@@ -39,6 +39,10 @@ test: lint types imports ## Style, types, imports, and every test that is neithe
 
 test-slow: $(STAMP) ## The slow tests
 	$(RUN) pytest -m "slow and not gpu"
+
+test-browser: $(STAMP) ## report.html in Chromium (Debian: apt-get install chromium)
+	$(RUN) pip install --quiet --disable-pip-version-check -e '.[browser]'
+	$(RUN) pytest -m browser -n 0
 
 test-gpu: $(STAMP) ## The tests that need a CUDA device
 	$(RUN) pytest -m gpu

@@ -12,12 +12,14 @@ from safetensors.numpy import save_file
 
 from distill.recipe.grid import UNTRAINED, Cell
 from distill.report.comparison import Comparison
+from distill.report.results import CellResult
 from distill.report.runs import Run, RunRecord, StageRecord
 from distill.store.atomic import sha256_of, writable_folder, write_json
 from distill.store.bins import write_bins
 from tests.report.made import METRICS, made
 
 TEACHERS = "compare.teachers=onehot,smoothing,class,instance,class+instance"
+HOSTILE = "<script>alert(1)</script>\"'&\u202e\ud800\x00"
 LARGE = (TEACHERS, "compare.seeds=0,1,2,3,4", "compare.temperatures=1,2,4,8", "compare.controls=true")
 _GAIN = {"onehot": 0.0, "smoothing": 0.004, "class": 0.001, "instance": 0.022, "class+instance": 0.018, UNTRAINED: -0.4}
 PROVENANCE: dict[str, Any] = {
@@ -69,6 +71,22 @@ def large(folder: Path) -> Comparison:
     """Five arms, five seeds, four temperatures, controls; one cell failed, one is missing."""
     missing = ["smoothing-s4-kd-T8", "class-s4-kd-T8"]
     return with_runs(made(*LARGE, metrics=metrics, missing=missing), folder)
+
+
+def hostile(folder: Path) -> Comparison:
+    """One whose names, reasons and provenance try to get out of the text."""
+    found = with_runs(made("compare.temperatures=1,4", metrics=metrics), folder)
+    names = dict(zip(found.recipe.compare.names, (f"{HOSTILE}0", f"{HOSTILE}1"), strict=True))
+    arms = dict.fromkeys(names.values(), (f"data.root={HOSTILE}",))
+    compare = found.recipe.compare.model_copy(update={"arms": arms})
+    recipe = found.recipe.model_copy(update={"name": HOSTILE, "compare": compare})
+    results = [
+        replace(each, cell=replace(each.cell, arm=names[each.cell.arm], loss=each.cell.loss and HOSTILE))
+        for each in found.results
+    ]
+    results[0] = CellResult(results[0].cell, "failed", f"</li>{HOSTILE}")
+    results[1] = replace(results[1], provenance={"commit": HOSTILE, "versions": {HOSTILE: HOSTILE}, "digest": HOSTILE})
+    return Comparison(recipe, tuple(results))
 
 
 def _write_bins(folder: Path, cell: Cell) -> dict[str, float]:
