@@ -63,7 +63,7 @@ def _beside(schedule: Schedule, folder: Path, manner: Manner, listener: Listener
     with listen_for_stop() as stop:
         try:
             while not schedule.over() and not stop:
-                workers = [worker for worker in workers if worker.alive]
+                workers = [worker for worker in workers if worker.alive or worker.cell is not None]
                 _hand_out(schedule, workers, folder, jobs, threads, curves=manner.curves)
                 for worker in waited(workers, _LOOK):
                     _heed(schedule, worker, manner.jobs, listener)

@@ -1,0 +1,131 @@
+"""Comparisons whose processes are stopped or killed: none is left running, nothing is lost, the bits are the same."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from distill.recipe.load import load_recipe, override
+from distill.stages.compare import compare, run_one
+
+RECIPE = """
+name = "tiny"
+threads = 1
+[data]
+source = "digits"
+train = 60
+validation = 20
+meta = 20
+test = 30
+[teacher]
+model = "resnet8"
+epochs = 60
+batch_size = 20
+[compare]
+students = false
+[compare.arms]
+a = []
+b = ["teacher.labels.rule=smoothing"]
+c = ["teacher.optimizer.weight_decay=0"]
+"""
+PATIENCE = 120.0  # seconds; torch alone takes several to import, and the machine may be busy
+
+
+def until(done: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def children(pid: int) -> list[int]:
+    """Of a process, by Linux's word."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_worker(pid: int) -> bool:
+    """And not, say, multiprocessing's tracker of resources; false once it has ended."""
+    try:
+        return b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def under_way(folder: Path) -> list[Path]:
+    """Runs that have trained an epoch and are not finished."""
+    begun = (path for path in folder.glob("*/metrics.jsonl") if '"event": "epoch"' in path.read_text())
+    return [path.parent for path in begun if (path.parent / "state/teacher.safetensors").exists()]
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A comparison of three teachers, two beside each other, both of them under way."""
+    (tmp_path / "tiny.toml").write_text(RECIPE)
+    command = [sys.executable, "-W", "error", "-m", "distill", "compare", "tiny.toml", "--jobs", "2", "--json"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            until(lambda: len(under_way(tmp_path / "checkpoints/tiny-compare")) == 2 or process.poll() is not None)
+            assert process.poll() is None, process.communicate()
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGKILL, -signal.SIGKILL),
+        pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow),
+    ],
+)
+def test_a_stopped_comparison_leaves_no_worker_and_goes_on(
+    started: subprocess.Popen[str], tmp_path: Path, number: int, code: int
+) -> None:
+    workers = [pid for pid in children(started.pid) if is_worker(pid)]
+    assert len(workers) == 2
+    os.kill(started.pid, number)
+    _, err = started.communicate(timeout=PATIENCE)
+    assert started.returncode == code, err
+    if number != signal.SIGKILL:
+        assert re.search(r"after [01] of 3 cells; the same command goes on from there", err)
+        assert not any(map(is_worker, workers))
+    until(lambda: not any(map(is_worker, workers)))
+    folder = tmp_path / "checkpoints/tiny-compare"
+    saved = list(folder.glob("*/state/teacher.safetensors"))
+    assert len(saved) == 2
+    recipe = override(load_recipe(tmp_path / "tiny.toml"), [f'checkpoints="{tmp_path}/checkpoints"'])
+    resumed: list[int] = []
+    found = compare(recipe, lambda event: resumed.append(getattr(event, "resumed_epoch", 0)))
+    assert found.exit_code == 0
+    assert sum(epoch > 0 for epoch in resumed) == 2
+    whole = run_one(override(recipe, [f'checkpoints="{tmp_path}/whole"']), 0, lambda event: None)
+    assert whole.folder.name == "a-s0"
+    one, other = (run / "model.safetensors" for run in (folder / "a-s0", whole.folder))
+    assert one.read_bytes() == other.read_bytes()
+
+
+def test_a_killed_worker_costs_its_cell_alone(started: subprocess.Popen[str], tmp_path: Path) -> None:
+    """As the system does when memory runs out."""
+    victim = next(pid for pid in children(started.pid) if is_worker(pid))
+    os.kill(victim, signal.SIGKILL)
+    out, err = started.communicate(timeout=2 * PATIENCE)
+    assert started.returncode == 1, err
+    cells = json.loads(out)["cells"]
+    failed = [cell for cell in cells if cell["state"] == "failed"]
+    assert len(failed) == 1
+    assert failed[0]["reason"] == "its process was ended by SIGKILL, as the system does when memory runs out"
+    assert [cell["state"] for cell in cells].count("finished") == 2
+    assert "failed: cell" in err
+    assert "Traceback" not in err
