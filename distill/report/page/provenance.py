@@ -14,7 +14,7 @@ from distill.report.page.numbers import number
 from distill.report.page.table import table, table_row
 from distill.report.results import CellResult
 
-_HEAD = ("cell", "state", "digest", "commit", "finished", "seconds", "run")
+_HEAD = ("cell", "state", "digest", "commit", "finished", "run", "seconds")
 AGAIN = "comparison.toml"  # what the recipe is called when it is saved to be run again
 
 
@@ -73,7 +73,7 @@ def _arms(comparison: Comparison) -> list[Markup]:
 
 
 def _cells(comparison: Comparison) -> Markup:
-    return table(_HEAD, [[_cell(result) for result in comparison.results]], words=5)
+    return table(_HEAD, [[_cell(result) for result in comparison.results]], words=6, class_="cells")
 
 
 def _cell(result: CellResult) -> Markup:
@@ -84,12 +84,12 @@ def _cell(result: CellResult) -> Markup:
         str(known.get("digest", ""))[:12],
         str(known.get("commit", "")),
         _minute(str(known.get("finished", ""))),
-        f"{result.seconds:,.1f}" if result.state == "finished" else "",
         result.run,
+        f"{result.seconds:,.1f}" if result.state == "finished" else "",
     ]
     digest = el("code", texts[2], title=str(known.get("digest", ""))) if texts[2] else ""
     shown: list[Child] = [el("code", texts[0]), texts[1], digest, el("code", texts[3])]
-    return table_row(_HEAD, [*shown, texts[4], number(texts[5]), el("code", texts[6])], texts, words=5)
+    return table_row(_HEAD, [*shown, texts[4], el("code", texts[5]), number(texts[6])], texts, words=6)
 
 
 def again(comparison: Comparison) -> Markup:

@@ -44,13 +44,14 @@ def grid_table(comparison: Comparison) -> Markup:
     metrics = ("validation_accuracy", "test_accuracy", "best_test_accuracy")
     bodies = []
     for arm in (*compare.names, *([UNTRAINED] if compare.controls else [])):
-        body = []
+        body: list[Markup] = []
         for (loss, temperature), results in comparison.grid(arm).items():
             values = [{seed: r.metrics[m] for seed, r in results.items() if m in r.metrics} for m in metrics]
             at = "-" if temperature is None else shortest(temperature)
             texts = [arm, loss, at, str(len(results)), *(with_half(summarised(each)) for each in values)]
             chosen = (loss, temperature) == comparison.chosen(arm)
-            shown: list[Child] = [arm, loss, *map(number, texts[2:])]
+            name = el("span", arm, class_="again" if body else None)
+            shown: list[Child] = [name, loss, *map(number, texts[2:])]
             if chosen:
                 shown[2] = [el("span", "chosen", class_="tag"), " ", number(at)]
             body.append(table_row(head, shown, texts, words=_WORDS, class_="chosen" if chosen else None))

@@ -13,9 +13,10 @@ from distill.report.page.numbers import summarised, with_half
 from distill.report.page.svg import Scale, at, curve, dot, line, picture, span, text, tick_text
 from distill.report.stats import Summary
 
-_WIDTH, _HEIGHT = 320.0, 210.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 14.0, 36.0
+_WIDTH, _HEIGHT = 320.0, 216.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 22.0, 36.0
 _COLOURS = 6  # losses that are told apart
+_APART = 3.0  # between the marks of two losses at one temperature
 
 
 @dataclass(frozen=True)
@@ -114,28 +115,27 @@ def _curves(
         colour = "behind" if behind else f"c{losses.index(loss) % _COLOURS}"
         own = {t: one for (name, t), one in found.items() if name == loss}
         order = sorted(own, key=lambda t: t or 0.0)
-        shown = [(places.x(t), places.accuracy(100 * own[t].mean)) for t in order]
+        shift = _APART * (losses.index(loss) - (len(losses) - 1) / 2)
+        shown = [(places.x(t) + shift, places.accuracy(100 * own[t].mean)) for t in order]
         if len(shown) > 1:
             marks.append(curve(shown, f"curve {colour}"))
         if not behind:
-            marks += [mark for t in order for mark in _marks(loss, t, own[t], places, colour, chosen)]
+            for t, (x, _) in zip(order, shown, strict=True):
+                marks += _marks(x, (loss, t), own[t], places.accuracy, colour, chosen)
         elif len(shown) == 1:
             marks.append(dot(*shown[0], 2.5, "dot behind"))
     return marks
 
 
-def _marks(
-    loss: str, temperature: float | None, one: Summary, places: _Places, colour: str, chosen: Choice | None
-) -> list[Markup]:
-    x, scale = places.x(temperature), places.accuracy
-    marks = []
+def _marks(x: float, choice: Choice, one: Summary, scale: Scale, colour: str, chosen: Choice | None) -> list[Markup]:
+    (loss, temperature), marks = choice, []
     if one.interval is not None:
         low, high = (scale.held(100 * bound) for bound in one.interval)
         marks.append(line(x, low, x, high, f"whisker {colour}"))
     name = loss if temperature is None else f"{loss}, T {shortest(temperature)}"
     title = f"{name}: {with_half(one)} %"
     y = scale(100 * one.mean)
-    if chosen == (loss, temperature):
+    if chosen == choice:
         marks.append(el("circle", cx=at(x), cy=at(y), r=8, class_=f"ring {colour}"))
     return [*marks, dot(x, y, 4, f"dot {colour}", title)]
 
