@@ -29,7 +29,7 @@ def verdict(network: str, first: str, second: str, found: Paired, p_holm: float 
         return f"{whose}{first} is {than} {second} {at}; one seed gives no interval, so no difference can be claimed"
     low, high = (100 * bound for bound in found.difference.interval)
     seeds = f"{len(found.seeds)} seeds"
-    correction = f"p = {_p(p)}" + (f" after Holm's correction over {family} pairs" if family > 1 else "")
+    correction = _p(p) + (f" after Holm's correction over {family} pairs" if family > 1 else "")
     if found.detectable is None:
         at_all = f"{points:+.1f} points at every one of {seeds}, so no interval can be given ({correction})"
         if p >= ALPHA:
@@ -54,5 +54,5 @@ def _beats(points: float) -> str:
 
 
 def _p(value: float) -> str:
-    """`.013`, `<.001`."""
-    return "<.001" if value < 0.001 else f"{value:.3f}".removeprefix("0")
+    """`p = .013`, `p < .001`."""
+    return "p < .001" if value < 0.001 else f"p = {value:.3f}".replace("= 0", "= ")

@@ -39,7 +39,7 @@ def number(words: str) -> Markup:
 
 def typeset(words: str) -> str:
     """With true minus signs, and none before a zero."""
-    return _NEGATIVE.sub(MINUS, _ZERO.sub(r"\1", words)).replace("p = <", "p < ")
+    return _NEGATIVE.sub(MINUS, _ZERO.sub(r"\1", words))
 
 
 def points(value: float, signed: bool = True) -> str:
