@@ -43,8 +43,9 @@ def serve(pipe: Connection) -> None:
         try:
             with ExitStack() as stack:
                 outcome = attempt(with_threads(cell, threads), folder, _listener(stack, curves))
-        except Interrupted:
-            outcome = Outcome(cell.number, "interrupted")
+        except Interrupted:  # who was asked to stop takes no other cell, or the program would wait for it in vain
+            pipe.send(Outcome(cell.number, "interrupted"))
+            return
         pipe.send(outcome)
 
 
