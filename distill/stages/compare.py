@@ -123,7 +123,7 @@ def seconds_of(run: Run) -> float:
 def _most_telling(recipe: Recipe, comparison: Comparison, folder: Path) -> Run | None:
     """The teacher to look at: with instance labels, else class labels, else the first; of the first seed there is."""
     finished = [r for r in comparison.results if r.cell.kind == "teacher" and r.state == "finished"]
-    wanted: Sequence[LabelRule | None] = ("instance", "class", None)
+    wanted: Sequence[LabelRule | None] = ("instance", "class+instance", "class", None)
     for rule in wanted:
         for result in finished:
             if rule in (None, result.cell.recipe.teacher.labels.rule) and not result.cell.control:
