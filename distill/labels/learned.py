@@ -27,18 +27,31 @@ class Pulls:
         start: of KL(y_0 || y), towards the label that it started from.
         answers: of KL(p || y), p the network's answer in the training forward: towards what the network believes.
             Without a meta gradient it would be how PENCIL learns its labels (Yi and Wu, arXiv 1903.07788).
+        posterior: of KL(q || y), q = p y_0 / sum of p y_0: towards what the network believes once the given label has
+            had its say, y_0 its likelihood. It is the E step of expectation maximisation for wrong labels (Bekker and
+            Goldberger, ICASSP 2016), where their confusions are those of `true_class_mass`.
         entropy: of -H(y), towards softness.
     """
 
     start: float = 0.0
     answers: float = 0.0
+    posterior: float = 0.0
     entropy: float = 0.0
+
+    @property
+    def read_answers(self) -> bool:
+        """Whether `derivative` wants the network's answers."""
+        return self.answers > 0 or self.posterior > 0
 
     def derivative(self, labels: Tensor, start: Tensor, answers: Tensor | None) -> Tensor:
         """dL/dy of their sum: y, y_0 and p, [B, C] each -> [B, C]. KL(q || y) has -q / y."""
         y = labels.clamp_min(_TINY)
         total = self.entropy * (y.log() + 1) - self.start * start / y
-        return total if answers is None else total - self.answers * answers / y
+        if answers is None:
+            return total
+        joint = answers * start
+        posterior = joint / joint.sum(-1, keepdim=True).clamp_min(_TINY)
+        return total - (self.answers * answers + self.posterior * posterior) / y
 
 
 class Learned:
@@ -94,7 +107,7 @@ class Learned:
     @property
     def reads_answers(self) -> bool:
         """Whether `learn` wants the network's answers."""
-        return self.pulls is not None and self.pulls.answers > 0
+        return self.pulls is not None and self.pulls.read_answers
 
     def labels(self, indices: Tensor, given: Tensor) -> Tensor:
         """[B], [B] -> [B, C]."""

@@ -20,7 +20,8 @@ def label_metrics(labels: Labels, train: Tensor, kept: LearnedLabels | None) -> 
     """Of the training images: shares of right, moved and saturated labels, mean entropy in nats, and crowding.
 
     `labels_crowding` is how many times as many labels as given ones the class has that gained most. It is 1 where
-    nothing moved, C where all of balanced classes' labels have become one class.
+    nothing moved, C where all of balanced classes' labels have become one class. Where given labels are wrong,
+    `suspects_precision` is the share of moved labels that were, `suspects_recall` the share of wrong ones that moved.
 
     Args:
         labels: given and true ones, of all images of the source.
@@ -37,13 +38,24 @@ def label_metrics(labels: Labels, train: Tensor, kept: LearnedLabels | None) -> 
     counts, at_first = (torch.bincount(each, minlength=classes).double() for each in (likeliest, given))
     # Of the table's rows, not of the images', and never all of them in float64 at once.
     parts = [torch.special.entr(part.double()).sum(-1) for part in torch.split(kept.averaged, 2**14)]
-    return before | {
-        "labels_right": float((likeliest == true).double().mean()),
-        "labels_moved": float((likeliest != given).double().mean()),
-        "labels_saturated": float((kept.confidence[rows] > SATURATED).double().mean()),
-        "labels_crowding": float((counts / at_first.clamp(min=1)).max()),
-        "label_entropy": float(torch.cat(parts)[rows].mean()),
+    moved, wrong = likeliest != given, given != true
+    found = float((moved & wrong).sum())
+    suspects = {
+        f"suspects_{name}": found / int(of.sum())
+        for name, of in (("precision", moved), ("recall", wrong))
+        if wrong.any() and of.any()
     }
+    return (
+        before
+        | suspects
+        | {
+            "labels_right": float((likeliest == true).double().mean()),
+            "labels_moved": float(moved.double().mean()),
+            "labels_saturated": float((kept.confidence[rows] > SATURATED).double().mean()),
+            "labels_crowding": float((counts / at_first.clamp(min=1)).max()),
+            "label_entropy": float(torch.cat(parts)[rows].mean()),
+        }
+    )
 
 
 class Watch:

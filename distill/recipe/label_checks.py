@@ -71,11 +71,12 @@ def _mixed(recipe: Recipe) -> Iterator[str]:
             f'[teacher.labels] rule: found "{labels.rule}" with mixup or cutmix; it reads the network\'s answer to an '
             "image, which views of two images do not give; leave one of them out"
         )
-    if labels.rule in LEARNED_RULES and labels.pulls.answers:
-        yield (
-            f"[teacher.labels.pulls] answers: found {labels.pulls.answers:g} with mixup or cutmix, whose views are "
-            "not of one image; leave one of them out"
-        )
+    for name in ("answers", "posterior"):
+        if labels.rule in LEARNED_RULES and (weight := getattr(labels.pulls, name)):
+            yield (
+                f"[teacher.labels.pulls] {name}: found {weight:g} with mixup or cutmix, whose views are "
+                "not of one image; leave one of them out"
+            )
 
 
 def _learned(recipe: Recipe, rules: str) -> Iterator[str]:

@@ -82,6 +82,10 @@ class PullsRecipe(Table):
     answers: _Weight = Field(
         default=0.0, description="Of KL(p || y): towards the network's own answer p in the training forward."
     )
+    posterior: _Weight = Field(
+        default=0.0,
+        description="Of KL(q || y), q proportional to p y_0: towards the answer once the given label has had its say.",
+    )
     entropy: _Weight = Field(default=0.0, description="Of -H(y): towards softness.")
 
 

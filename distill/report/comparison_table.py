@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from distill.recipe.grid import UNTRAINED, shortest
-from distill.report.comparison import JUDGED, Comparison, Row
+from distill.report.comparison import JUDGED, MAIN, Comparison, Row
 from distill.report.results import CellResult
-from distill.report.stats import Paired, Summary, summary
+from distill.report.stats import Paired, Summary, paired, summary
 
 _SHOWN_VERDICTS = 12  # in the terminal; the file has them all
 
@@ -34,7 +34,8 @@ COLUMNS = (
     Column("ECE %", "test_ece", 100, 1),
 )
 TAUGHT = (Column("agreement %", "agreement", 100, 1), Column("KL to teacher", "teacher_kl", 1, 3))
-_CSV = (*COLUMNS, *TAUGHT, *(Column(name, name, 1, 6) for name in ("given_right", "labels_right", "labels_moved")))
+LABELS = ("given_right", "labels_right", "labels_moved", "suspects_precision", "suspects_recall")
+_CSV = (*COLUMNS, *TAUGHT, *(Column(name, name, 1, 6) for name in LABELS))
 
 
 def headers(comparison: Comparison, *, taught: bool) -> list[str]:
@@ -110,6 +111,8 @@ def markdown(comparison: Comparison) -> str:
         _markdown(headers(comparison, taught=taught), lines(comparison, taught=taught), 2),
         f"{caption(comparison)} Program: commit {comparison.commit}. {_machines(comparison)}".rstrip(),
         _bullets("Verdicts", comparison.verdicts()),
+        _gains(comparison),
+        _labels(comparison),
         _grid(comparison),
         _bullets("Arms", _assignments(comparison)),
         _bullets("Not finished", map(unfinished_line, comparison.unfinished)),
@@ -172,14 +175,14 @@ def _mean(row: Row, metric: str) -> str:
     return "-" if found is None else f"{100 * found.mean:.1f}"
 
 
-def _less(found: Paired | None) -> str:
+def _less(found: Paired | None, column: Column = COLUMNS[0]) -> str:
     if found is None or found.difference is None:
         return "" if found is None else "-"
-    mean = f"{100 * found.difference.mean:+.1f}"
+    mean = f"{column.scale * found.difference.mean:+.{column.digits}f}"
     if found.difference.interval is None:
         return mean
-    low, high = (100 * bound for bound in found.difference.interval)
-    return f"{mean} ({low:.1f} to {high:.1f})"
+    low, high = (f"{column.scale * bound:.{column.digits}f}" for bound in found.difference.interval)
+    return f"{mean} ({low} to {high})"
 
 
 def _bounds(found: Summary | None) -> list[float | str]:
@@ -203,6 +206,35 @@ def _assignments(comparison: Comparison) -> Iterator[str]:
     compare = comparison.recipe.compare
     for name in compare.arms:
         yield f"{name}: " + (", ".join(f"`{text}`" for text in compare.assignments(name)) or "the recipe as it is")
+
+
+def _gains(comparison: Comparison) -> str:
+    """What each arm gains over the reference in everything that is judged, last epoch against best epoch too."""
+    name = comparison.reference
+    head = ["labels", "network", *(column.header for column in COLUMNS), f"accuracy less best epoch of {name}"]
+
+    def rows() -> Iterator[list[str]]:
+        for row in comparison.rows:
+            reference = comparison.row(name, row.network)
+            if row is not reference:
+                crossed = paired(row.values(MAIN), reference.values("best_test_accuracy"))
+                each = [_less(comparison.against_reference(row, column.metric), column) for column in COLUMNS]
+                yield [row.name, row.network, *each, _less(crossed)]
+
+    text = f"## Less {name}\n\nPaired by seed, with 95 % intervals (Student's t). NLL and ECE are better where lower."
+    return f"{text}\n\n{_markdown(head, rows(), 2)}" if any(rows()) else ""
+
+
+def _labels(comparison: Comparison) -> str:
+    """How many labels the teachers left right, and how good their suspicions are; "" where none learn."""
+    head = ["labels", "given right %", "right %", "moved %", "precision %", "recall %"]
+    learning = [row for row in comparison.rows if row.network == "teacher" and row.values("labels_right")]
+    rows = ([row.name, *(_number(row, Column("", name, 100, 1)) for name in LABELS)] for row in learning)
+    text = (
+        "## Labels\n\nOf the training images, after training. Precision: share of the moved labels that were wrong. "
+        "Recall: share of the wrong ones that moved."
+    )
+    return f"{text}\n\n{_markdown(head, rows, 1)}" if learning else ""
 
 
 def _grid(comparison: Comparison) -> str:

@@ -85,15 +85,25 @@ def test_a_prior_is_for_instance_rows_that_are_logits() -> None:
         instance_table(IMAGES, GIVEN, C, 0.7, CPU, "projected", with_prior=True)
 
 
-WEIGHTS = [Pulls(start=0.3), Pulls(answers=0.4), Pulls(entropy=0.2), Pulls(start=0.3, answers=0.4, entropy=0.2)]
+WEIGHTS = [
+    Pulls(start=0.3),
+    Pulls(answers=0.4),
+    Pulls(posterior=0.6),
+    Pulls(entropy=0.2),
+    Pulls(start=0.3, answers=0.4, posterior=0.6, entropy=0.2),
+]
 
 
 def loss_of_labels(y: Tensor, start: Tensor, answers: Tensor, pulls: Pulls) -> Tensor:
-    """Written again: start KL(y_0 || y) + answers KL(p || y) - entropy H(y), summed over the images."""
+    """Written again: start KL(y_0 || y) + answers KL(p || y) + posterior KL(q || y) - entropy H(y), summed."""
     of_start = (start * (start / y).log()).sum()
     of_answers = (answers * (answers / y).log()).sum()
     entropy = -(y * y.log()).sum()
-    return pulls.start * of_start + pulls.answers * of_answers - pulls.entropy * entropy
+    q = (answers.log() + start.log()).softmax(-1)
+    of_posterior = (q * (q / y).log()).sum()
+    return (
+        pulls.start * of_start + pulls.answers * of_answers + pulls.posterior * of_posterior - pulls.entropy * entropy
+    )
 
 
 @pytest.mark.parametrize("pulls", WEIGHTS, ids=repr)

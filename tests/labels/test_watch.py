@@ -36,8 +36,23 @@ def test_by_hand() -> None:
             "labels_saturated": 0.25,
             "labels_crowding": 2.0,
             "label_entropy": entropy,
+            "suspects_precision": 1.0,
+            "suspects_recall": 1.0,
         }
     )
+
+
+def test_suspects() -> None:
+    """One wrong label is found of two, beside one that was right."""
+    labels = Labels(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 2, 2]))
+    table = [[0.2, 0.8, 0.0], [0.1, 0.9, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    rows = torch.arange(4)
+    learned = LearnedLabels("instance", torch.tensor(table), torch.tensor(table), rows, labels.given, rows >= 0)
+    metrics = label_metrics(labels, rows, learned)
+    assert metrics["suspects_precision"] == 0.5
+    assert metrics["suspects_recall"] == 0.5
+    sound = label_metrics(Labels(labels.given, labels.given), rows, learned)
+    assert "suspects_precision" not in sound
 
 
 def test_a_class_table_is_weighed_by_its_images() -> None:

@@ -224,3 +224,21 @@ def test_parts_of_a_comparison_are_reported_together(tmp_path: Path) -> None:
     assert [r.reason for r in found.results if r.cell.key == "instance-s2"] == ["no memory"]
     with pytest.raises(RunError, match=r"other: not a part of the comparison in .*one: teacher.epochs: 30 -> 3"):
         read_comparison([one, other])
+
+
+def test_gains_are_in_every_metric_and_over_the_best_epoch() -> None:
+    def metrics(cell: Cell) -> Mapping[str, float]:
+        learned = cell.arm == "instance"
+        own = {"suspects_precision": 0.9, "suspects_recall": 0.8} if learned else {}
+        seed = 0.01 * cell.seed
+        last = 0.9 + 2 * seed if learned else 0.7 + seed
+        return METRICS | own | {"test_accuracy": last, "best_test_accuracy": 0.85, "test_nll": 0.4 if learned else 0.5}
+
+    text = markdown(made(SEEDS, "compare.students=false", metrics=metrics))
+    section = text.split("## Less onehot")[1].split("## Labels")[0]
+    (line,) = [each for each in section.splitlines() if each.startswith("| instance |")]
+    cells = [each.strip() for each in line.split("|")[1:-1]]
+    assert cells[2].startswith("+22.0 (")
+    assert cells[3:6] == ["+0.0 (0.0 to 0.0)", "-0.100 (-0.100 to -0.100)", "+0.0 (0.0 to 0.0)"]
+    assert cells[6].startswith("+9.0 (")
+    assert "| instance | 70.0 ± 0.0 | 100.0 ± 0.0 | 30.0 ± 0.0 | 90.0 ± 0.0 | 80.0 ± 0.0 |" in text
