@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from distill.bilevel.contract import Estimator, InnerStep, Tensors
 from distill.bilevel.estimators import from_state, state_of
 from distill.bilevel.lookahead import laid_out_like_parameters
+from distill.bilevel.slow import SlowNetwork
 from distill.bilevel.targets import Target
 from distill.errors import BilevelError
 from distill.labels.learned import Learned
@@ -22,12 +23,16 @@ class LabelStep:
         rule: the learned labels.
         estimator: how the derivative is taken.
         meta_gradient_mean: decay of a running mean of the meta gradient; 0 takes each one as it is.
+        slow: whose answers the labels are pulled to; None: the network's own in the training forward.
     """
 
-    def __init__(self, rule: Learned, estimator: Estimator, meta_gradient_mean: float) -> None:
+    def __init__(
+        self, rule: Learned, estimator: Estimator, meta_gradient_mean: float, slow: SlowNetwork | None = None
+    ) -> None:
         self.rule = rule
         self.estimator = estimator
         self.decay = meta_gradient_mean
+        self.slow = slow
         self.mean: Tensors = {}
         self.updates = 0
         self.finite: Tensor | None = None
@@ -41,7 +46,7 @@ class LabelStep:
         self.finite = finite if self.finite is None else self.finite & finite
         # Without lr/B the label step means the same at every batch size and point of the schedule.
         scale = inner.images.shape[0] / inner.look_ahead.lr
-        answers = inner.log_probabilities.exp() if self.rule.reads_answers else None
+        answers = self._answers(inner) if self.rule.reads_answers else None
         if target.shares is not None:
             gradient = torch.cat([gradient, gradient])
         self.rule.learn(
@@ -53,6 +58,16 @@ class LabelStep:
             shares=target.shares,
             answers=answers,
         )
+
+    def _answers(self, inner: InnerStep) -> Tensor:
+        if self.slow is None:
+            return inner.log_probabilities.exp()
+        return self.slow.answers(inner.images).to(inner.log_probabilities.dtype)
+
+    def after_step(self, model: nn.Module) -> None:
+        """To be called whenever the network has moved."""
+        if self.slow is not None:
+            self.slow.follow(model)
 
     def _averaged(self, r: Tensors) -> Tensors:
         if self.decay == 0:
@@ -75,10 +90,13 @@ class LabelStep:
 
     def state_dict(self) -> dict[str, Any]:
         """The running mean, and the estimator, which may have been chosen anew since the start."""
-        return {"mean": dict(self.mean), "updates": self.updates, "estimator": state_of(self.estimator)}
+        state = {"mean": dict(self.mean), "updates": self.updates, "estimator": state_of(self.estimator)}
+        return state if self.slow is None else state | {"slow": self.slow.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any], model: nn.Module) -> None:
         """The inverse of `state_dict`."""
         self.mean = laid_out_like_parameters(state["mean"], model)
         self.updates = int(state["updates"])
         self.estimator = from_state(state["estimator"])
+        if self.slow is not None:
+            self.slow.load_state_dict(state["slow"])

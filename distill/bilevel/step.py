@@ -155,7 +155,8 @@ class HeldOutStep:
         loss = losses.mean()
         clip = training.update.backward(loss)
         if not learn:
-            training.update.step()
+            if training.update.step():
+                self.label_step.after_step(training.model)
             return {"loss": loss.detach()}
         inner = training.record(
             batch,
@@ -169,6 +170,7 @@ class HeldOutStep:
         )
         if not training.update.step():
             return {"loss": loss.detach()}  # the network did not move, which says nothing about its labels
+        self.label_step.after_step(training.model)
         judged = self._meta_loss(number)
         r = training.update.meta_gradient(judged, retain_graph=False)
         if r is not None:
@@ -252,6 +254,7 @@ class NextBatchStep:
             waiting = Pending(inner, target)
         if training.update.step():
             self.pending = waiting  # else the network did not move, which says nothing about its labels
+            self.label_step.after_step(training.model)
         return {name: value.detach() for name, value in told.items()}
 
     def state_dict(self) -> dict[str, Any]:

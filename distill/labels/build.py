@@ -127,7 +127,7 @@ def _instance_rows(images: Images, mass: float, parametrisation: Parametrisation
 
 
 def _learned(labels: LabelsRecipe, images: Images) -> Learned:
-    pulls = Pulls(**labels.pulls.model_dump())
+    pulls = Pulls(**labels.pulls.model_dump(exclude={"ema_decay"}))
     return Learned(
         _table(labels, images),
         step=labels.step,

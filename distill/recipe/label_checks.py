@@ -120,6 +120,12 @@ def _rows(labels: LabelsRecipe, learned: Sequence[str]) -> Iterator[str]:
             f'[teacher.labels] momentum: found {labels.momentum:g} with optimizer = "{labels.optimizer}", which has '
             'none, or moments of its own; leave it out, or set optimizer = "sgd"'
         )
+    pulls = labels.pulls
+    if pulls.ema_decay and not (pulls.answers or pulls.posterior):
+        yield (
+            f"[teacher.labels.pulls] ema_decay: found {pulls.ema_decay:g}, but labels are pulled to no answers; give "
+            "answers or posterior a weight, or leave it out"
+        )
     if labels.parametrisation == "projected" and any(labels.pulls.model_dump().values()):
         yield (
             '[teacher.labels.pulls]: given with parametrisation = "projected", where their KL has no bound; '

@@ -87,6 +87,12 @@ class PullsRecipe(Table):
         description="Of KL(q || y), q proportional to p y_0: towards the answer once the given label has had its say.",
     )
     entropy: _Weight = Field(default=0.0, description="Of -H(y): towards softness.")
+    ema_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Take p from a running mean of the weights with this decay a step; 0: from the network itself.",
+    )
 
 
 class OnlineSmoothingRecipe(Table):

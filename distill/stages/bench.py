@@ -146,7 +146,8 @@ def _variants(task: TeacherTask, batches: list[Batch]) -> tuple[list[_Variant], 
 
 def _variant(name: str, task: TeacherTask, source: str, estimator: Estimator, batches: list[Batch]) -> _Variant:
     """Copies of the model, optimiser and labels, so that no variant trains another's."""
-    model, optimizer, rule = copy.deepcopy((task.model, task.optimizer, task.rule))
+    slow = task.label_step.slow if task.label_step else None
+    model, optimizer, rule, slow = copy.deepcopy((task.model, task.optimizer, task.rule, slow))
     assert isinstance(rule, Learned)
     training = Training(
         model,
@@ -156,7 +157,7 @@ def _variant(name: str, task: TeacherTask, source: str, estimator: Estimator, ba
         precision=task.recipe.teacher.precision,
         clip_norm=task.recipe.teacher.clip_norm,
     )
-    label_step = LabelStep(rule, estimator, task.recipe.teacher.labels.meta_gradient_mean)
+    label_step = LabelStep(rule, estimator, task.recipe.teacher.labels.meta_gradient_mean, slow)
     steps: dict[str, Step] = {
         "plain": PlainStep(training),
         "held-out": HeldOutStep(training, label_step, lambda number: batches[-1]),

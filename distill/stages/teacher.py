@@ -13,6 +13,7 @@ from distill.bilevel.contract import Estimator
 from distill.bilevel.estimators import described
 from distill.bilevel.label_step import LabelStep
 from distill.bilevel.probe import choose_estimator
+from distill.bilevel.slow import SlowNetwork
 from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
 from distill.data.loader import Batch, ImageData, make_batch, open_data, steps_per_epoch, training_batches
 from distill.errors import BilevelError, RunError
@@ -136,10 +137,15 @@ class TeacherTask:
         if not isinstance(self.rule, Learned):
             return PlainStep(self.training)
         self.listener(Notice(f"label rows: {labels.optimizer}, backend {self.rule.backend}"))
-        self.label_step = LabelStep(self.rule, self._choose(0), labels.meta_gradient_mean)
+        self.label_step = LabelStep(self.rule, self._choose(0), labels.meta_gradient_mean, self._slow(self.rule))
         if labels.meta == "held-out":
             return HeldOutStep(self.training, self.label_step, self.meta_batch)
         return NextBatchStep(self.training, self.label_step)
+
+    def _slow(self, rule: Learned) -> SlowNetwork | None:
+        """Whom the labels are pulled to, where it is not the network itself."""
+        decay, precision = self.recipe.teacher.labels.pulls.ema_decay, self.recipe.teacher.precision
+        return SlowNetwork(self.model, decay, precision) if decay and rule.reads_answers else None
 
     def _choose(self, epoch: int) -> Estimator:
         """The estimator for the weights of today, judged on an epoch's first batches."""

@@ -55,16 +55,23 @@ def same(a: Path, b: Path) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("meta", "mean", "channels_last"),
-    [("held-out", 0.5, "false"), ("next-batch", 0.0, "false"), ("next-batch", 0.5, "true")],
+    ("meta", "mean", "channels_last", "pulls"),
+    [
+        ("held-out", 0.5, "false", ()),
+        ("next-batch", 0.0, "false", ()),
+        ("next-batch", 0.5, "true", ()),
+        ("held-out", 0.5, "true", ("answers=0.3", "ema_decay=0.9")),
+        ("next-batch", 0.5, "false", ("posterior=0.3", "ema_decay=0.9")),
+    ],
 )
 @pytest.mark.parametrize(("epoch", "step"), [(0, 2), (1, 4), (2, 1)])
-def test_an_interrupted_teacher_ends_with_the_same_bits(tiny, meta, mean, channels_last, epoch, step) -> None:
+def test_an_interrupted_teacher_ends_with_the_same_bits(tiny, meta, mean, channels_last, pulls, epoch, step) -> None:
     labels = (
         f"teacher.labels.meta={meta}",
         f"teacher.labels.meta_gradient_mean={mean}",
         f"teacher.channels_last={channels_last}",
         "teacher.labels.momentum=0.5",
+        *(f"teacher.labels.pulls.{pull}" for pull in pulls),
     )
     whole = train_teacher(tiny("name=whole", *labels), ignore)
     recipe = tiny("name=stopped", *labels)
