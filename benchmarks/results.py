@@ -17,7 +17,7 @@ from distill.recipe.grid import comparison_folder
 from distill.recipe.load import load_recipe
 from distill.report.comparison import Comparison
 from distill.report.comparison_folder import read_comparison
-from distill.report.comparison_table import markdown
+from distill.report.comparison_markdown import markdown
 
 HEAD = """# Results
 

@@ -14,7 +14,8 @@ from distill.recipe.grid import Cell, grid
 from distill.recipe.load import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
-from distill.report.comparison_table import csv_text, markdown
+from distill.report.comparison_markdown import markdown
+from distill.report.comparison_table import csv_text
 from distill.report.html import page
 from distill.report.latex import latex
 from distill.report.results import CellResult, read_result

@@ -1,18 +1,17 @@
-"""A comparison as tables: for the terminal, as Markdown, as CSV. No torch."""
+"""A comparison as a table: for the terminal and as CSV, and the cells that other tables are made of. No torch."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from rich.table import Table
 
-from distill.recipe.grid import UNTRAINED, shortest
-from distill.report.comparison import JUDGED, MAIN, Comparison, Row
+from distill.report.comparison import JUDGED, Comparison, Row
 from distill.report.results import CellResult
-from distill.report.stats import Paired, Summary, paired, summary
+from distill.report.stats import Paired, Summary, summary
 
 _SHOWN_VERDICTS = 12  # in the terminal; the file has them all
 
@@ -50,11 +49,11 @@ def lines(comparison: Comparison, *, taught: bool) -> Iterator[list[str]]:
     columns = (*COLUMNS, *TAUGHT) if taught else COLUMNS
     before = ""
     for row in comparison.rows:
-        numbers = [_number(row, column) for column in columns]
+        numbers = [mean_of(row, column) for column in columns]
         name = "" if row.name == before else f"{row.name} (control)" if row.control else row.name
         network = f"{row.network}, {row.choice}" if row.choice else row.network
-        less = _less(comparison.against_reference(row))
-        yield [name, network, _seeds(row), *numbers, _labels_right(row), less]
+        less = gain(comparison.against_reference(row))
+        yield [name, network, seeds_of(row), *numbers, _labels_right(row), less]
         before = row.name
 
 
@@ -103,23 +102,6 @@ def unfinished_lines(comparison: Comparison) -> list[str]:
     return [*failed, *([f"{missing} cells of {len(comparison.results)} were not run (table.md)"] if missing else [])]
 
 
-def markdown(comparison: Comparison) -> str:
-    """For a file: the table, the verdicts, the whole grid, what differs, what is missing."""
-    taught = comparison.recipe.compare.students
-    parts = [
-        f"# {comparison.name}",
-        _markdown(headers(comparison, taught=taught), lines(comparison, taught=taught), 2),
-        f"{caption(comparison)} Program: commit {comparison.commit}. {_machines(comparison)}".rstrip(),
-        _bullets("Verdicts", comparison.verdicts()),
-        _gains(comparison),
-        _labels(comparison),
-        _grid(comparison),
-        _bullets("Arms", _assignments(comparison)),
-        _bullets("Not finished", map(unfinished_line, comparison.unfinished)),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
 def csv_text(comparison: Comparison) -> str:
     """One line for each row of the table, with every bound as a number of its own."""
     file = io.StringIO()
@@ -149,7 +131,8 @@ def _summary(row: Row, metric: str) -> Summary | None:
     return summary(list(values.values())) if values else None
 
 
-def _number(row: Row, column: Column) -> str:
+def mean_of(row: Row, column: Column) -> str:
+    """`86.1 ± .4`: mean and half of the interval over the seeds; "-" where nothing is known."""
     found = _summary(row, column.metric)
     if found is None:
         return "-"
@@ -157,14 +140,15 @@ def _number(row: Row, column: Column) -> str:
     return mean if found.half is None else f"{mean} ± {column.scale * found.half:.{column.digits}f}"
 
 
-def _seeds(row: Row) -> str:
+def seeds_of(row: Row) -> str:
+    """`5`, or `3 of 5`."""
     return str(row.planned) if len(row.results) == row.planned else f"{len(row.results)} of {row.planned}"
 
 
 def _labels_right(row: Row) -> str:
     if row.network == "student":
         return ""
-    before, after = (_number(row, Column("", name, 100, 1)) for name in ("given_right", "labels_right"))
+    before, after = (mean_of(row, Column("", name, 100, 1)) for name in ("given_right", "labels_right"))
     if after == "-":
         return "-" if before == "-" else f"{_mean(row, 'given_right')} (fixed)"
     return f"{_mean(row, 'given_right')} -> {after} ({_mean(row, 'labels_moved')} moved)"
@@ -175,7 +159,8 @@ def _mean(row: Row, metric: str) -> str:
     return "-" if found is None else f"{100 * found.mean:.1f}"
 
 
-def _less(found: Paired | None, column: Column = COLUMNS[0]) -> str:
+def gain(found: Paired | None, column: Column = COLUMNS[0]) -> str:
+    """`+1.2 (0.8 to 1.6)`; "" for the reference itself, "-" where no seed is in common."""
     if found is None or found.difference is None:
         return "" if found is None else "-"
     mean = f"{column.scale * found.difference.mean:+.{column.digits}f}"
@@ -190,75 +175,3 @@ def _bounds(found: Summary | None) -> list[float | str]:
         return [""] * 5
     pairs = [interval or ("", "") for interval in (found.interval, found.bootstrap)]
     return [found.mean, *pairs[0], *pairs[1]]
-
-
-def _markdown(head: Sequence[str], rows: Iterator[list[str]], left: int) -> str:
-    rule = ["---"] * left + ["---:"] * (len(head) - left)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rows))
-
-
-def _bullets(title: str, items: Iterator[str] | Sequence[str] | Mapping[str, str] | map[str]) -> str:
-    found = [f"- {item}" for item in items]
-    return "\n".join([f"## {title}", "", *found]) if found else ""
-
-
-def _assignments(comparison: Comparison) -> Iterator[str]:
-    compare = comparison.recipe.compare
-    for name in compare.arms:
-        yield f"{name}: " + (", ".join(f"`{text}`" for text in compare.assignments(name)) or "the recipe as it is")
-
-
-def _gains(comparison: Comparison) -> str:
-    """What each arm gains over the reference in everything that is judged, last epoch against best epoch too."""
-    name = comparison.reference
-    head = ["labels", "network", *(column.header for column in COLUMNS), f"accuracy less best epoch of {name}"]
-
-    def rows() -> Iterator[list[str]]:
-        for row in comparison.rows:
-            reference = comparison.row(name, row.network)
-            if row is not reference:
-                crossed = paired(row.values(MAIN), reference.values("best_test_accuracy"))
-                each = [_less(comparison.against_reference(row, column.metric), column) for column in COLUMNS]
-                yield [row.name, row.network, *each, _less(crossed)]
-
-    text = f"## Less {name}\n\nPaired by seed, with 95 % intervals (Student's t). NLL and ECE are better where lower."
-    return f"{text}\n\n{_markdown(head, rows(), 2)}" if any(rows()) else ""
-
-
-def _labels(comparison: Comparison) -> str:
-    """How many labels the teachers left right, and how good their suspicions are; "" where none learn."""
-    head = ["labels", "given right %", "right %", "moved %", "precision %", "recall %"]
-    learning = [row for row in comparison.rows if row.network == "teacher" and row.values("labels_right")]
-    rows = ([row.name, *(_number(row, Column("", name, 100, 1)) for name in LABELS)] for row in learning)
-    text = (
-        "## Labels\n\nOf the training images, after training. Precision: share of the moved labels that were wrong. "
-        "Recall: share of the wrong ones that moved."
-    )
-    return f"{text}\n\n{_markdown(head, rows, 1)}" if learning else ""
-
-
-def _grid(comparison: Comparison) -> str:
-    """Every loss and temperature of every arm, the chosen one marked; "" where there was nothing to choose."""
-    compare = comparison.recipe.compare
-    if not compare.students:
-        return ""
-    arms = [*compare.names, *([UNTRAINED] if compare.controls else [])]
-    if all(len(comparison.grid(arm)) < 2 for arm in arms):
-        return ""
-    columns = (Column("", "validation_accuracy", 100, 1), COLUMNS[0], COLUMNS[1])
-
-    def rows() -> Iterator[list[str]]:
-        for arm in arms:
-            for (loss, temperature), results in comparison.grid(arm).items():
-                row = Row(arm, "student", results, len(comparison.seeds))
-                mark = " *" if (loss, temperature) == comparison.chosen(arm) else ""
-                at = "-" if temperature is None else shortest(temperature)
-                yield [f"{arm}{mark}", loss, at, _seeds(row), *(_number(row, column) for column in columns)]
-
-    head = ["labels", "loss", "T", "seeds", "validation %", "accuracy %", "best epoch %"]
-    return f"## The whole grid of students\n\nThe chosen ones are marked.\n\n{_markdown(head, rows(), 2)}"
-
-
-def _machines(comparison: Comparison) -> str:
-    found = {result.provenance["machine"].get("device", "") for result in comparison.results if result.provenance}
-    return f"Computed on {'; '.join(sorted(filter(None, found)))}." if found else ""

@@ -15,7 +15,8 @@ from distill.recipe.grid import Cell, grid
 from distill.recipe.load import parse_recipe
 from distill.report.comparison import Comparison
 from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
-from distill.report.comparison_table import csv_text, markdown
+from distill.report.comparison_markdown import markdown
+from distill.report.comparison_table import csv_text
 from distill.report.results import CELLS, CellResult, read_result, write_failed
 from distill.report.stats import paired
 from distill.report.verdicts import verdict
