@@ -18,6 +18,7 @@ from distill.recipe.load import load_recipe
 from distill.report.comparison import Comparison
 from distill.report.comparison_folder import read_comparison
 from distill.report.comparison_markdown import markdown
+from distill.report.comparison_table import Column, mean_of
 
 HEAD = """# Results
 
@@ -39,7 +40,29 @@ def sections(recipes: Sequence[Path], checkpoints: str) -> Iterator[str]:
             yield f"Not there: {error.message.replace(checkpoints, 'checkpoints')}."
             continue
         yield cost(comparison)
-        yield demoted(markdown(comparison))
+        yield searched(comparison) if len(comparison.seeds) == 1 else demoted(markdown(comparison))
+
+
+def searched(comparison: Comparison) -> str:
+    """Of one seed, on which nothing can be claimed but settings can be chosen: what validation says of each."""
+    head = (
+        f"Seed {comparison.seeds[0]}, validation part. The table has nothing of the test part, as nothing is claimed."
+    )
+    lines = [
+        "| arm | last epoch % | best epoch % | NLL | labels right % | sets |",
+        "| --- |" + " ---: |" * 4 + " --- |",
+    ]
+    columns = [
+        Column("", "validation_accuracy", 100, 1),
+        Column("", "best_validation_accuracy", 100, 1),
+        Column("", "validation_nll", 1, 3),
+        Column("", "labels_right", 100, 1),
+    ]
+    for row in comparison.rows:
+        sets = ", ".join(f"`{text}`" for text in comparison.recipe.compare.assignments(row.name))
+        cells = [row.name, *(mean_of(row, column) for column in columns), sets or "the recipe as it is"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n\n".join([text, "\n".join(lines)])
 
 
 def opening(path: Path) -> str:
