@@ -45,9 +45,7 @@ def sections(recipes: Sequence[Path], checkpoints: str) -> Iterator[str]:
 
 def searched(comparison: Comparison) -> str:
     """Of one seed, on which nothing can be claimed but settings can be chosen: what validation says of each."""
-    head = (
-        f"Seed {comparison.seeds[0]}, validation part. The table has nothing of the test part, as nothing is claimed."
-    )
+    text = f"Seed {comparison.seeds[0]}, validation part; nothing here is of the test part, as nothing is claimed."
     lines = [
         "| arm | last epoch % | best epoch % | NLL | labels right % | sets |",
         "| --- |" + " ---: |" * 4 + " --- |",
