@@ -42,6 +42,7 @@ class LabelStep:
         if inner.look_ahead.lr == 0:
             return  # the step did not move the network, so it says nothing about its labels
         gradient = self.estimator(model, inner, self._averaged(r))
+        gradient = self.rule.through_loss(gradient, inner.labels, inner.log_probabilities)
         finite = torch.isfinite(gradient).all()
         self.finite = finite if self.finite is None else self.finite & finite
         # Without lr/B the label step means the same at every batch size and point of the schedule.

@@ -135,6 +135,8 @@ def _learned(labels: LabelsRecipe, images: Images) -> Learned:
         momentum=labels.momentum,
         prior_step=labels.prior_step,
         pulls=pulls if pulls != Pulls() else None,
+        divergence=labels.divergence,
+        answer_entropy=labels.answer_entropy,
         backend=labels.backend,
         average_epochs=labels.average_epochs,
         snapshot_epochs=images.snapshot_epochs,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from distill.errors import DataError
 from distill.kernels import dispatch, reference
 from distill.labels.history import History
 from distill.labels.optim import OptimizerName, RowOptimizer, row_optimizer
-from distill.labels.rules import check_logits
+from distill.labels.rules import check_logits, entropy
 from distill.labels.tables import LabelTable, initial_labels, restore, rows_exist
 from distill.store.labels import LearnedLabels
 
@@ -64,6 +64,9 @@ class Learned:
         momentum: of the label step, for "sgd".
         prior_step: label step of the table's class prior, where it has one.
         pulls: what else draws the labels; None: nothing.
+        divergence: the network is trained by KL(y || p), as in the paper: "forward"; or by KL(p || y), as in PENCIL (Yi
+            and Wu, arXiv 1903.07788): "reverse".
+        answer_entropy: weight of H(p) in its loss, which is brought down; PENCIL's beta.
         backend: which code works on the rows; settled here, as `self.backend`, for the table's device.
         average_epochs: `averaged` is the mean of the labels at the ends of so many last epochs.
         snapshot_epochs: epochs (counted from 1) after which the labels are kept, to see how they moved.
@@ -82,6 +85,8 @@ class Learned:
         momentum: float = 0.0,
         prior_step: float = 0.0,
         pulls: Pulls | None = None,
+        divergence: Literal["forward", "reverse"] = "forward",
+        answer_entropy: float = 0.0,
         backend: dispatch.Backend = "auto",
         average_epochs: int = 1,
         snapshot_epochs: tuple[int, ...] = (),
@@ -93,6 +98,8 @@ class Learned:
             )
         self.table = table
         self.pulls = pulls
+        self.divergence = divergence
+        self.answer_entropy = answer_entropy
         self.backend = dispatch.choose(backend, table.phi)
         self.optimizer = row_optimizer(optimizer, table, step=step, momentum=momentum, backend=self.backend)
         self._steps = [(self.optimizer, step)]
@@ -117,15 +124,37 @@ class Learned:
     def loss(self, logits: Tensor, indices: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
         """See `LabelRule`. An image without a row is a DataError on the CPU; Triton makes its loss NaN."""
         check_logits(logits, given, self.table.classes)
-        if not self.table.plain:
+        if not self.table.plain or self.divergence == "reverse":
             labels = self.labels(indices, given)
-            return reference.soft_cross_entropy(logits, labels), labels
+            return self._loss(logits, labels), labels
         with rows_exist():
             loss, kept = dispatch.soft_cross_entropy_rows(
                 logits, self.table.phi, self.table.rows(indices, given), keep_labels=True, backend=self.backend
             )
         assert kept is not None
-        return loss, kept
+        return self._surer(loss, logits), kept
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self.divergence == "forward":
+            return self._surer(reference.soft_cross_entropy(logits, labels), logits)
+        wide = labels.dtype if labels.dtype == torch.float64 else torch.float32
+        log_p = torch.log_softmax(logits.to(wide), dim=-1)
+        crossed = -(log_p.exp() * labels.to(wide).clamp_min(_TINY).log()).sum(-1)
+        return crossed + (self.answer_entropy - 1) * entropy(log_p)
+
+    def _surer(self, loss: Tensor, logits: Tensor) -> Tensor:
+        if not self.answer_entropy:
+            return loss
+        return loss + self.answer_entropy * entropy(torch.log_softmax(logits.to(loss.dtype), dim=-1))
+
+    def through_loss(self, gradient: Tensor, labels: Tensor, log_probabilities: Tensor) -> Tensor:
+        """dL_meta/dy for the loss that the network was trained by, of the one for the cross-entropy -sum y log p.
+
+        KL(p || y) has -p / y where the cross-entropy has -log p: its derivative by theta is p / y times as large.
+        """
+        if self.divergence == "forward":
+            return gradient
+        return gradient * log_probabilities.exp().to(gradient.dtype) / labels.to(gradient.dtype).clamp_min(_TINY)
 
     def set_factor(self, factor: float) -> None:
         """Makes the label steps this part of what they are in full, from now on."""

@@ -71,6 +71,11 @@ def _mixed(recipe: Recipe) -> Iterator[str]:
             f'[teacher.labels] rule: found "{labels.rule}" with mixup or cutmix; it reads the network\'s answer to an '
             "image, which views of two images do not give; leave one of them out"
         )
+    if labels.rule in LEARNED_RULES and labels.divergence == "reverse":
+        yield (
+            '[teacher.labels] divergence: found "reverse" with mixup or cutmix, but it is not linear in the labels '
+            "that they mix; leave one of them out"
+        )
     for name in ("answers", "posterior"):
         if labels.rule in LEARNED_RULES and (weight := getattr(labels.pulls, name)):
             yield (
@@ -119,6 +124,11 @@ def _rows(labels: LabelsRecipe, learned: Sequence[str]) -> Iterator[str]:
         yield (
             f'[teacher.labels] momentum: found {labels.momentum:g} with optimizer = "{labels.optimizer}", which has '
             'none, or moments of its own; leave it out, or set optimizer = "sgd"'
+        )
+    if labels.divergence == "reverse" and labels.estimator == "unrolled":
+        yield (
+            '[teacher.labels] estimator: found "unrolled" with divergence = "reverse", but it unrolls a step of the '
+            'forward one; expected "auto"'
         )
     pulls = labels.pulls
     if pulls.ema_decay and not (pulls.answers or pulls.posterior):

@@ -164,6 +164,14 @@ class LabelsRecipe(Table):
     true_class_mass: float = Field(
         default=0.9, gt=0, lt=1, description="Learned: probability on the given class before learning starts."
     )
+    divergence: Literal["forward", "reverse"] = Field(
+        default="forward",
+        description="Learned: the network is trained by KL(y || p), or by KL(p || y), whose gradient vanishes where p "
+        "is sure, so that it learns wrong labels by heart later.",
+    )
+    answer_entropy: _Weight = Field(
+        default=0.0, description="Learned: weight of H(p), the answers' entropy, in the network's training loss."
+    )
     meta: Literal["held-out", "next-batch"] = Field(
         default="next-batch", description="Learned: what judges the labels, the meta images or the next training batch."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -65,8 +66,16 @@ def batch_of(number: int, mixed: bool) -> Batch:
     return replace(batch, mix=Mix(partners, cases.given_labels()[partners], share))
 
 
-def by_double_backward(training: Training, batch: Batch, judge: Batch) -> tuple[Tensor, Tensor | None]:
-    """dL_meta/dphi and dL_meta/dprior."""
+def reverse_divergence(logits: Tensor, target: Tensor) -> Tensor:
+    """KL(p || y) + .4 H(p), written again from the definition: [B]."""
+    p = logits.softmax(-1)
+    return (p * (p / target).log()).sum(-1) - 0.4 * (p * p.log()).sum(-1)
+
+
+def by_double_backward(
+    training: Training, batch: Batch, judge: Batch, inner: Callable[[Tensor, Tensor], Tensor] = soft_cross_entropy
+) -> tuple[Tensor, Tensor | None]:
+    """dL_meta/dphi and dL_meta/dprior; `inner` is what the network is trained by."""
     model, table = copy.deepcopy(training.model), training.rule.table
     phi = table.phi.clone().requires_grad_()
     prior = None if table.prior is None else table.prior.clone().requires_grad_()
@@ -77,7 +86,7 @@ def by_double_backward(training: Training, batch: Batch, judge: Batch) -> tuple[
         target = share * target + (1 - share) * labels[table.rows(batch.mix.indices, batch.mix.given)]
     theta = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
     with hygiene.untracked(model):
-        loss = soft_cross_entropy(functional_call(model, theta, (batch.images,)), target).mean()
+        loss = inner(functional_call(model, theta, (batch.images,)), target).mean()
         g = torch.autograd.grad(loss, list(theta.values()), create_graph=True)
         after = {name: t - LR * d for (name, t), d in zip(theta.items(), g, strict=True)}
         judged = cross_entropy(functional_call(model, after, (judge.images,)), judge.given).mean()
@@ -114,3 +123,43 @@ def test_rows_and_prior_move_down_the_meta_loss(form: str, mixed: bool, estimato
     assert cases.relative(before[0] - table.phi, expected * scale) < 1e-10
     if of_prior is not None:
         assert cases.relative(before[1] - table.prior, 0.5 * per_image(of_prior, batch) * scale) < 1e-10
+
+
+@pytest.mark.parametrize("estimator", ["forward-mode", "central", "one-sided"])
+@pytest.mark.parametrize("form", FORMS)
+def test_rows_move_down_the_meta_loss_of_the_reverse_divergence(form: str, estimator: str) -> None:
+    """The estimators differentiate the cross-entropy; p / y makes it the divergence that the network is trained by."""
+    model, _ = cases.build("conv-batchnorm", "plain")
+    rule = Learned(table_of(form), step=1.0, prior_step=0.5, divergence="reverse", answer_entropy=0.4)
+    training = Training(model, torch.optim.SGD(model.parameters(), lr=LR), rule, seed=5)
+    batch, judge = batch_of(0, False), cases.batch_of(1000, cases.M)
+    loss, _ = rule.loss(logits := training.forward(batch, 0).detach(), batch.indices, batch.given)
+    labels = labels_of(rule.table, rule.table.phi, rule.table.prior)[rule.table.rows(batch.indices, batch.given)]
+    torch.testing.assert_close(loss, reverse_divergence(logits, labels), rtol=1e-12, atol=1e-12)
+    model.load_state_dict(cases.build("conv-batchnorm", "plain")[0].state_dict())
+    of_phi, of_prior = by_double_backward(training, batch, judge, reverse_divergence)
+    table = rule.table
+    before = table.phi.clone(), None if table.prior is None else table.prior.clone()
+    cases.whole_step(training, ESTIMATORS[estimator], "held-out")(batch, 0, learn=True)
+    scale = cases.B / LR
+    expected = per_image(of_phi, batch) if table.kind == "class" else of_phi
+    assert expected.norm() > 1e-4
+    most = {"forward-mode": 1e-10, "central": 1e-5, "one-sided": 1e-2}[estimator]
+    assert cases.relative(before[0] - table.phi, expected * scale) < most
+    if of_prior is not None:
+        assert cases.relative(before[1] - table.prior, 0.5 * per_image(of_prior, batch) * scale) < most
+
+
+def test_the_answers_entropy_is_added_to_the_cross_entropy_too() -> None:
+    """It has no labels in it, so that what judges them is as before."""
+    moved = []
+    for weight in (0.0, 0.3):
+        rule = Learned(table_of("instance"), step=1.0, answer_entropy=weight)
+        batch = batch_of(0, False)
+        logits = cases.batch(3, cases.B)[0].flatten(1)[:, : cases.C].double()
+        p = logits.softmax(-1)
+        loss, labels = rule.loss(logits, batch.indices, batch.given)
+        expected = soft_cross_entropy(logits, labels) - weight * (p * p.log()).sum(-1)
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+        moved.append(rule.through_loss(p, labels, p.log()))
+    assert torch.equal(*moved)

@@ -73,6 +73,11 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     ((*LEARNED, "teacher.labels.pulls.answers=0.2", "views.cutmix=1"), "[teacher.labels.pulls] answers"),
     ((*LEARNED, "teacher.labels.pulls.posterior=0.2", "views.mixup=1"), "[teacher.labels.pulls] posterior"),
     ((*LEARNED, "teacher.labels.pulls.ema_decay=0.9"), "[teacher.labels.pulls] ema_decay"),
+    ((*LEARNED, "teacher.labels.divergence=reverse", "views.mixup=1"), "[teacher.labels] divergence"),
+    (
+        (*LEARNED, "teacher.labels.divergence=reverse", "teacher.labels.estimator=unrolled"),
+        "[teacher.labels] estimator",
+    ),
     (
         (*LEARNED, "teacher.labels.pulls.answers=0.2", "teacher.labels.parametrisation=projected"),
         "[teacher.labels.pulls]",
