@@ -16,8 +16,9 @@ class FiniteDifference:
     """(log p(theta + eps v) - log p(theta)) / eps, or the central form, with eps = reach / norm(v).
 
     `reach` is how far the parameters are moved, whatever the meta gradient's size: at 1e-3 the cosine with the exact
-    derivative is .99999 or better in float32 on the nets tried, at 1 it falls to .5. Useless in bfloat16. The one-sided
-    form costs one forward pass, since the training forward's own logits are its other end.
+    derivative is .99999 or better in float32 on the nets tried, at 1 it falls to .5. The one-sided form costs one
+    forward pass, since the training forward's own logits are its other end; in half precision that drowns in rounding.
+    The central form makes both ends anew, in float32 whatever the network trains in.
     """
 
     central: bool = False
@@ -51,8 +52,9 @@ class FiniteDifference:
         # their rounding errors cancel in the difference. (The weights of one-channel convolutions fit two layouts.)
         moved = {name: theta.clone() if name in direction else theta for name, theta in inner.theta.items()}
         torch._foreach_add_([moved[name] for name in direction], torch._foreach_mul(list(direction.values()), eps))
+        precision = "float32" if self.central else inner.precision
         with torch.no_grad():
             logits = hygiene.silent_forward(
-                model, moved, inner.images, seed=inner.seed, precision=inner.precision, buffers=inner.buffers
+                model, moved, inner.images, seed=inner.seed, precision=precision, buffers=inner.buffers
             )
             return torch.log_softmax(logits.to(inner.log_probabilities.dtype), dim=-1)

@@ -20,7 +20,10 @@ _CURE = 'set teacher.labels.estimator = "auto" or "one-sided".'
 
 @dataclass(frozen=True)
 class ForwardMode:
-    """Forward-mode differentiation of log softmax(f(x; theta)) along v. Right in bfloat16 autocast too.
+    """Forward-mode differentiation of log softmax(f(x; theta)) along v. Right in half precision too.
+
+    On a CPU the dual pass of a half-precision network is in float32, which our fused rules are for: more exact, and
+    faster (resnet8, bfloat16: 119 ms in place of 162).
 
     `forward_ad.dual_level` and not `torch.func.jvp`, which refuses autocast's mixed types.
     """
@@ -31,12 +34,13 @@ class ForwardMode:
 
     def __call__(self, model: nn.Module, inner: InnerStep, meta_gradient: Tensors) -> Tensor:
         """dL_meta/dy, [B, C]."""
+        precision = inner.precision if inner.images.is_cuda else "float32"
         direction, scale = _in_range(inner.look_ahead.pull_back(meta_gradient), inner)
         with torch.no_grad(), forward_ad.dual_level(), hygiene.math_attention(), warnings.catch_warnings():
             # torch's own forward-mode rules are compiled on first use by a function that torch has deprecated.
             warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated", category=FutureWarning)
             duals = {name: dual(t, direction.get(name)) for name, t in inner.theta.items()}
-            rules = FusedTangents() if inner.precision == "float32" else nullcontext()
+            rules = FusedTangents() if precision == "float32" else nullcontext()
             try:
                 with rules:
                     logits = hygiene.silent_forward(
@@ -44,7 +48,7 @@ class ForwardMode:
                         duals,
                         inner.images,
                         seed=inner.seed,
-                        precision=inner.precision,
+                        precision=precision,
                         buffers=inner.buffers,
                     )
                 _, tangent = unpack(torch.log_softmax(_wide(logits), dim=-1))

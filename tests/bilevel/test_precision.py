@@ -56,10 +56,10 @@ def everything(made: Training) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("network", ["conv-batchnorm", "vit"])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_half_precision_takes_forward_mode_and_learns(network: str, precision: str) -> None:
+def test_half_precision_takes_central_differences_and_learns(network: str, precision: str) -> None:
     made = training(precision, network)
     estimator, report = choose_estimator("auto", made, batch_of(0), batch_of(1))
-    assert estimator.name == "forward-mode"
+    assert estimator.name == "central"
     assert "float64" in report or "float32" in report
     inner, r = trial_step(made, batch_of(0), batch_of(1))
     single = training("float32", network)

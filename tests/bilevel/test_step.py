@@ -160,13 +160,13 @@ def test_an_exact_estimator_may_round_but_not_err(monkeypatch: pytest.MonkeyPatc
             choose_estimator("forward-mode", training, *batches)
 
 
-def test_bfloat16_takes_forward_mode() -> None:
+def test_bfloat16_takes_central_differences() -> None:
     torch.manual_seed(0)
     model = cases.NETWORKS["conv-batchnorm"]()
     training = Training(model, torch.optim.SGD(model.parameters(), lr=0.1), _single(learned(1.0)), 5, "bfloat16")
     first, second = (_single_batch(batch_of(number)) for number in (0, 1))
     estimator, _ = choose_estimator("auto", training, first, second)
-    assert estimator.name == "forward-mode"
+    assert estimator.name == "central"
     step = NextBatchStep(training, LabelStep(training.rule, estimator, 0.0))
     for number, batch in enumerate((first, second)):
         step(batch, number, learn=True)
