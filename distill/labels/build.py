@@ -31,6 +31,7 @@ class Images:
         classes: C.
         epochs: of the training.
         device: where the tables live.
+        known: source indices of images whose labels are not to be learned, int64 [K]; None: there are none.
     """
 
     rows: Tensor
@@ -38,6 +39,7 @@ class Images:
     classes: int
     epochs: int
     device: torch.device
+    known: Tensor | None = None
 
     @property
     def snapshot_epochs(self) -> tuple[int, ...]:
@@ -128,13 +130,18 @@ def _instance_rows(images: Images, mass: float, parametrisation: Parametrisation
 
 def _learned(labels: LabelsRecipe, images: Images) -> Learned:
     pulls = Pulls(**labels.pulls.model_dump(exclude={"ema_decay"}))
+    table = _table(labels, images)
+    still = None
+    if images.known is not None and table.kind == "instance":
+        still = torch.isin(table.images, images.known.to(images.device))
     return Learned(
-        _table(labels, images),
+        table,
         step=labels.step,
         optimizer=labels.optimizer,
         momentum=labels.momentum,
         prior_step=labels.prior_step,
         pulls=pulls if pulls != Pulls() else None,
+        still=still,
         divergence=labels.divergence,
         answer_entropy=labels.answer_entropy,
         backend=labels.backend,

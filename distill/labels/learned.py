@@ -64,6 +64,7 @@ class Learned:
         momentum: of the label step, for "sgd".
         prior_step: label step of the table's class prior, where it has one.
         pulls: what else draws the labels; None: nothing.
+        still: rows that stay as they are, bool [R]; None: all learn.
         divergence: the network is trained by KL(y || p), as in the paper: "forward"; or by KL(p || y), as in PENCIL (Yi
             and Wu, arXiv 1903.07788): "reverse".
         answer_entropy: weight of H(p) in its loss, which is brought down; PENCIL's beta.
@@ -85,6 +86,7 @@ class Learned:
         momentum: float = 0.0,
         prior_step: float = 0.0,
         pulls: Pulls | None = None,
+        still: Tensor | None = None,
         divergence: Literal["forward", "reverse"] = "forward",
         answer_entropy: float = 0.0,
         backend: dispatch.Backend = "auto",
@@ -98,6 +100,7 @@ class Learned:
             )
         self.table = table
         self.pulls = pulls
+        self.still = still
         self.divergence = divergence
         self.answer_entropy = answer_entropy
         self.backend = dispatch.choose(backend, table.phi)
@@ -189,6 +192,8 @@ class Learned:
             start = initial_labels(self.table, rows).to(labels.dtype)
             pull = self.pulls.derivative(labels, start, answers)
             gradient = gradient + self.table.gradient(labels, self.table.given[rows], pull)
+        if self.still is not None:
+            gradient = gradient.masked_fill(self.still[rows].unsqueeze(1), 0.0)
         self._update(self.optimizer, self.table.kind == "class", rows, gradient, shares)
         if self.prior_optimizer is not None:
             self._update(self.prior_optimizer, True, self.table.given[rows], gradient, shares)

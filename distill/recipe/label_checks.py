@@ -93,12 +93,17 @@ def _learned(recipe: Recipe, rules: str) -> Iterator[str]:
             f"[data] meta: found 0, expected some images to judge {rules} labels with, "
             'or [teacher.labels] meta = "next-batch"'
         )
-    if labels.meta_joins and (labels.meta != "held-out" or not labels.freeze_epochs):
+    if labels.meta_joins != "never" and labels.meta != "held-out":
         yield (
-            f'[teacher.labels] meta_joins: found true with meta = "{labels.meta}" and freeze_epochs = '
-            f"{labels.freeze_epochs}; held-out images can join when labels are frozen, for 1 epoch or more"
+            f'[teacher.labels] meta_joins: found "{labels.meta_joins}" with meta = "{labels.meta}", which holds no '
+            "images out; leave it out"
         )
-    if labels.estimator in ("one-sided", "central") and teacher.precision != "float32":
+    elif labels.meta_joins == "frozen" and not labels.freeze_epochs:
+        yield (
+            '[teacher.labels] meta_joins: found "frozen" with freeze_epochs = 0; the images can join when labels are '
+            'frozen, for 1 epoch or more; expected "always", or freeze_epochs'
+        )
+    if labels.estimator == "one-sided" and teacher.precision != "float32":
         yield (
             f'[teacher.labels] estimator: found "{labels.estimator}" with precision = "{teacher.precision}", where '
             'finite differences drown in rounding; expected "forward-mode" or "auto"'

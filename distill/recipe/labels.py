@@ -176,8 +176,10 @@ class LabelsRecipe(Table):
         default="next-batch", description="Learned: what judges the labels, the meta images or the next training batch."
     )
     meta_batch_size: Count = Field(default=128, description="Held-out: meta images a step.")
-    meta_joins: bool = Field(
-        default=False, description="Held-out: train on the meta images too in the last epochs, while labels are frozen."
+    meta_joins: Literal["never", "frozen", "always"] = Field(
+        default="never",
+        description="Held-out: train on the meta images too, with their given labels: in the last epochs, while labels "
+        "are frozen, or in all.",
     )
     meta_loss_q: float = Field(
         default=0.0,

@@ -110,12 +110,14 @@ class TeacherTask:
         self.recipe, self.data, self.device = recipe, data, device
         self.epochs = teacher.epochs
         self.rows = training_rows(data, teacher.labels)
-        self.joined = all_rows(data) if _judged_by_meta_images(teacher.labels) and teacher.labels.meta_joins else None
+        judged = _judged_by_meta_images(teacher.labels)
+        self.joined = all_rows(data) if judged and teacher.labels.meta_joins != "never" else None
         self.batch_size = teacher.batch_size
         self.steps = steps_per_epoch(self.rows.numel(), self.batch_size)
         self.spec, self.model, self.optimizer = build_network(teacher, "teacher", data, recipe.seed, device)
         rows = self.rows if self.joined is None else self.joined  # a row for whoever is ever trained on
-        images = Images(rows, data.labels.given[rows], len(data.source.classes), self.epochs, device)
+        known = data.splits.meta if teacher.labels.meta_joins == "always" else None
+        images = Images(rows, data.labels.given[rows], len(data.source.classes), self.epochs, device, known)
         self.rule = label_rule(teacher.labels, images)
         self.listener = listener
         sure = teacher.labels.rule not in LEARNED_RULES or teacher.labels.true_class_mass > SATURATED
@@ -195,9 +197,11 @@ class TeacherTask:
     def _rows(self, epoch: int) -> Tensor:
         """Source indices that an epoch is trained on: as many in each, so that all epochs have as many steps.
 
-        Once the labels are frozen and the meta images have joined, each epoch leaves others out.
+        Where the meta images have joined, each epoch leaves others out.
         """
-        if self.joined is None or epoch < self.epochs - self.recipe.teacher.labels.freeze_epochs:
+        labels = self.recipe.teacher.labels
+        waiting = labels.meta_joins == "frozen" and epoch < self.epochs - labels.freeze_epochs
+        if self.joined is None or waiting:
             return self.rows
         order = torch.randperm(self.joined.numel(), generator=generator(self.recipe.seed, "joined", epoch))
         return self.joined[order[: self.rows.numel()]].sort().values

@@ -15,7 +15,7 @@ from distill.store.labels import LearnedLabels, read_labels
 from distill.training.interrupt import Interrupted
 from tests.stages.test_resume import StopAt, ignore, same
 
-JOINED = ("teacher.labels.freeze_epochs=2", "teacher.labels.meta_joins=true")
+JOINED = ("teacher.labels.freeze_epochs=2", "teacher.labels.meta_joins=frozen")
 
 
 def labels_of(recipe) -> LearnedLabels:
@@ -69,15 +69,25 @@ def test_meta_images_join_when_labels_are_frozen(tiny) -> None:
     assert len(seen[1]) == len(seen[0])
 
 
-def test_meta_images_that_joined_have_labels_that_never_moved(tiny) -> None:
-    recipe = tiny(*JOINED)
+def test_meta_images_join_from_the_start(tiny) -> None:
+    recipe = tiny("teacher.labels.meta_joins=always")
+    data = open_data(recipe)
+    task = TeacherTask(recipe, data, torch.device("cpu"), ignore)
+    seen = [{index for batch in task.batches(epoch, 0) for index in batch.indices.tolist()} for epoch in range(2)]
+    assert all(each & set(data.splits.meta.tolist()) for each in seen)
+    assert len(seen[0]) == len(seen[1]) == data.splits.train.numel() // task.batch_size * task.batch_size
+
+
+@pytest.mark.parametrize("joined", [JOINED, ("teacher.labels.meta_joins=always",)], ids=["frozen", "always"])
+def test_meta_images_that_joined_have_labels_that_never_moved(tiny, joined: tuple[str, ...]) -> None:
+    recipe = tiny(*joined)
     labels = labels_of(recipe)
     data = open_data(recipe)
     assert torch.equal(labels.indices, all_rows(data))
     of_meta = torch.isin(labels.indices, data.splits.meta)
-    assert not labels.touched[of_meta].any()
+    assert joined != JOINED or not labels.touched[of_meta].any()
     torch.testing.assert_close(labels.labels[of_meta].amax(-1), torch.full((int(of_meta.sum()),), 0.9))
-    assert labels.touched[~of_meta].all()
+    assert labels.touched[~of_meta].all() or joined != JOINED
 
 
 def test_a_run_whose_meta_images_join_goes_on_with_the_same_bits(tiny) -> None:
@@ -97,7 +107,7 @@ def test_a_run_whose_meta_images_join_goes_on_with_the_same_bits(tiny) -> None:
 def test_joining_asks_for_held_out_images_and_frozen_labels(tiny) -> None:
     for change in ("teacher.labels.meta=next-batch", "teacher.labels.freeze_epochs=0"):
         recipe = tiny(*JOINED, change)
-        with pytest.raises(RecipeError, match="meta_joins: found true"):
+        with pytest.raises(RecipeError, match="meta_joins: found"):
             check_recipe(recipe, "tiny.toml")
 
 
