@@ -10,13 +10,13 @@ from pydantic import Field
 from distill.recipe.base import Table
 from distill.recipe.labels import RULES, LabelRule
 from distill.recipe.losses import LossName
-from distill.recipe.ranges import Temperature
+from distill.recipe.ranges import PositiveShare, Temperature
 
 RULE = "teacher.labels.rule"  # the field that teachers of a comparison usually differ in
 
 
 class CompareRecipe(Table):
-    """Teachers x students x losses x temperatures x seeds. All else in the recipe is the same for each."""
+    """Teachers x students x losses x temperatures x weights x seeds. All else in the recipe is the same for each."""
 
     teachers: Annotated[tuple[LabelRule, ...], Field(strict=False, min_length=1)] = Field(
         default=("onehot", "smoothing", "instance"), description="Label rules, one teacher each."
@@ -36,6 +36,11 @@ class CompareRecipe(Table):
     )
     temperatures: Annotated[tuple[Temperature, ...], Field(strict=False)] = Field(
         default=(), description="Student temperatures; validation chooses one per teacher. Empty: the student's own."
+    )
+    weights: Annotated[tuple[PositiveShare, ...], Field(strict=False)] = Field(
+        default=(),
+        description="Shares w of a loss that asks a teacher, beside 1 - w of the cross-entropy; validation chooses "
+        "one per teacher. Empty: the student's own.",
     )
     controls: bool = Field(
         default=True,

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from distill.errors import RecipeError
 from distill.recipe.compare import CompareRecipe
 from distill.recipe.fields import key
-from distill.recipe.grid import UNTRAINED, run_name
+from distill.recipe.grid import UNTRAINED, arm_recipe, run_name
 from distill.recipe.load import override
-from distill.recipe.losses import CATALOGUE
+from distill.recipe.losses import CATALOGUE, LossName
 from distill.recipe.schema import Recipe
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
@@ -73,6 +73,7 @@ def _lists(compare: CompareRecipe) -> Iterator[str]:
         "seeds": compare.seeds,
         "losses": compare.losses,
         "temperatures": compare.temperatures,
+        "weights": compare.weights,
     }
     for name, values in lists.items():
         twice = next((value for value in values if values.count(value) > 1), None)
@@ -91,13 +92,53 @@ def _students(recipe: Recipe) -> Iterator[str]:
             f"[student] seed: found {recipe.student.seed} with {len(compare.seeds)} seeds in [compare], "
             "each of which is to train a student of its own; leave it out"
         )
-    for name in ("temperatures", "losses"):
+    for name, one in {"temperatures": "temperature", "losses": "loss", "weights": "weight"}.items():
         if len(getattr(compare, name)) > 1 and recipe.data.validation == 0:
             yield (
                 f"[compare] {name}: found several with no validation images to choose by, "
-                f"expected [data] validation above 0, or one {'loss' if name == 'losses' else 'temperature'}"
+                f"expected [data] validation above 0, or one {one}"
             )
-    losses = compare.losses or (recipe.student.loss.name,)
+    losses = _losses(recipe)
+    named = f'the loss "{losses[0]}" has' if len(losses) == 1 else f"the losses {', '.join(losses)} have"
     if compare.temperatures and not any("temperature" in CATALOGUE[loss].reads for loss in losses):
-        named = f'the loss "{losses[0]}" has' if len(losses) == 1 else f"the losses {', '.join(losses)} have"
         yield f"[compare] temperatures: given, but {named} none; leave them out, or set [student.loss] name"
+    if compare.weights and not any(CATALOGUE[loss].takes_share for loss in losses):
+        yield (
+            f"[compare] weights: given, but {named} none to choose, expected a loss that asks a teacher and whose own "
+            "weight is at most 1; leave them out, or set [student.loss] name"
+        )
+    if compare.weights:
+        yield from _weighed_twice(recipe)
+
+
+def _losses(recipe: Recipe) -> list[LossName]:
+    """All that students of the grid learn with, but for controls."""
+    arms = list(_made(recipe).values()) or [recipe]
+    return list(dict.fromkeys(recipe.compare.losses or (arm.student.loss.name for arm in arms)))
+
+
+def _weighed_twice(recipe: Recipe) -> Iterator[str]:
+    """Weights of the student's loss that those of the grid would replace, in the recipe or in an arm."""
+    common = _own_weights(recipe)
+    yield from common
+    for name, arm in _made(recipe).items():
+        for line in _own_weights(arm):
+            if line not in common:
+                yield f"[compare.arms] {key(name)}: {line}"
+
+
+def _own_weights(recipe: Recipe) -> list[str]:
+    loss = recipe.student.loss
+    if not CATALOGUE[loss.name].takes_share:
+        return []
+    given = {name: value for name in ("hard_weight", "soft_weight") if (value := getattr(loss, name)) is not None}
+    return [
+        f"[student.loss] {name}: found {value:g} with [compare] weights, which replace it; leave one of them out"
+        for name, value in given.items()
+    ]
+
+
+def _made(recipe: Recipe) -> dict[str, Recipe]:
+    """The recipe of every arm that can be made; none where label rules are compared, which students have in common."""
+    arms = recipe.compare.arms.items()
+    return {name: arm_recipe(recipe, name) for name, assignments in arms if not arm_problems(recipe, assignments)}

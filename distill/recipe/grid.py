@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
@@ -33,17 +34,19 @@ class Cell:
     recipe: Recipe  # a student's, too, names its teacher's run
     loss: str = ""  # of a student
     temperature: float | None = None  # of a student; None: its loss's own
+    weight: float | None = None  # of a student's loss, a share beside the cross-entropy's; None: its loss's own
     control: Control = ""
     needs: int | None = None  # the number of a student's teacher
     exports: bool = True  # of a teacher: whether students ask for its logits
 
     @property
     def key(self) -> str:
-        """`instance-s0`, `instance-s0-kd-T4`: stays the same when a grid grows, as its number does not."""
+        """`instance-s0`, `instance-s0-kd-T4-w0.5`: stays the same when a grid grows, as its number does not."""
         own = run_name(self.arm, self.seed)
         if self.kind == "teacher":
             return own
-        return f"{own}-{self.loss}" + ("" if self.temperature is None else f"-T{shortest(self.temperature)}")
+        at = "" if self.temperature is None else f"-T{shortest(self.temperature)}"
+        return f"{own}-{self.loss}{at}" + ("" if self.weight is None else f"-w{shortest(self.weight)}")
 
     @property
     def teacher_folder(self) -> Path:
@@ -53,6 +56,7 @@ class Cell:
     def __str__(self) -> str:
         who = f"teacher {self.arm}" if self.kind == "teacher" else f"student of {self.arm}, {self.loss}"
         at = "" if self.temperature is None else f", T {shortest(self.temperature)}"
+        at += "" if self.weight is None else f", w {shortest(self.weight)}"
         return f"{who}{at}, seed {self.seed}"
 
 
@@ -104,36 +108,48 @@ def at_seed(recipe: Recipe, own: Recipe, name: str, seed: int) -> Recipe:
     folder = str(comparison_folder(recipe))
     own = own.model_copy(update={"name": run_name(name, seed), "seed": seed, "checkpoints": folder})
     if own.compare.temperatures and own.export.format == "topk":  # which not every temperature can read
-        loss, temperature = next(_losses(own))
-        return with_loss(own, loss, temperature)
+        return with_loss(own, *next(_combinations(own)))
     return own
 
 
-def with_loss(recipe: Recipe, name: LossName, temperature: float | None) -> Recipe:
-    """With another loss of the student's, which starts from its own settings, at this temperature."""
+def with_loss(recipe: Recipe, name: LossName, temperature: float | None, weight: float | None = None) -> Recipe:
+    """With another loss of the student's, which starts from its own settings, at this temperature.
+
+    Args:
+        recipe: to be changed.
+        name: of the loss.
+        temperature: None: as it is.
+        weight: the loss's share; the rest is the cross-entropy's. None: both as they are.
+    """
     loss = recipe.student.loss
     if name != loss.name:
         loss = LossRecipe(name=name, allow_topk=loss.allow_topk)
     if temperature is not None:
         loss = loss.model_copy(update={"temperature": temperature})
+    if weight is not None:
+        # Rounded, so that 0.9 leaves 0.1 and makes the student, and the digest, that kd's own weights make.
+        loss = loss.model_copy(update={"soft_weight": weight, "hard_weight": round(1 - weight, 12)})
     return recipe.model_copy(update={"student": recipe.student.model_copy(update={"loss": loss})})
 
 
-def _losses(recipe: Recipe) -> Iterator[tuple[LossName, float | None]]:
-    """Every loss and temperature of the grid; a loss that reads no temperature comes once."""
-    for loss in recipe.compare.losses or (recipe.student.loss.name,):
-        reads = "temperature" in CATALOGUE[loss].reads
-        for temperature in (recipe.compare.temperatures if reads else ()) or (None,):
-            yield loss, temperature
+def _combinations(recipe: Recipe) -> Iterator[tuple[LossName, float | None, float | None]]:
+    """Every loss, temperature and weight of the grid; a loss that reads none of these comes with None for it."""
+    compare = recipe.compare
+    for loss in compare.losses or (recipe.student.loss.name,):
+        info = CATALOGUE[loss]
+        temperatures = (compare.temperatures if "temperature" in info.reads else ()) or (None,)
+        weights = (compare.weights if info.takes_share else ()) or (None,)
+        for temperature, weight in product(temperatures, weights):
+            yield loss, temperature, weight
 
 
 def _block(number: int, own: Recipe, arm: str, seed: int, control: Control = "") -> list[Cell]:
     """A teacher and all its students, numbered from `number` on."""
     students = own.compare.students
     cells = [Cell(number, "teacher", arm, seed, own, control=control, exports=students)]
-    for loss, temperature in _losses(own) if students else ():
-        student = with_loss(own, loss, temperature)
-        cells.append(Cell(number + len(cells), "student", arm, seed, student, loss, temperature, control, needs=number))
+    for each in _combinations(own) if students else ():
+        student = with_loss(own, *each)
+        cells.append(Cell(number + len(cells), "student", arm, seed, student, *each, control, needs=number))
     return cells
 
 
@@ -147,7 +163,7 @@ def _add_students_alone(cells: list[Cell], own: Recipe, arm: str, seed: int) -> 
     for loss, control in losses:
         if loss not in there:
             student = with_loss(own, loss, None)
-            cells.append(Cell(len(cells), "student", arm, seed, student, loss, None, control, teacher))
+            cells.append(Cell(len(cells), "student", arm, seed, student, loss, control=control, needs=teacher))
 
 
 def _untrained(reference: Recipe) -> Recipe:
@@ -162,4 +178,4 @@ def _untrained(reference: Recipe) -> Recipe:
             "compare": reference.compare.model_copy(update={"losses": ("kd",)}),
         }
     )
-    return with_loss(own, *next(_losses(own)))
+    return with_loss(own, *next(_combinations(own)))

@@ -120,6 +120,15 @@ class LossInfo:
     tail: Literal["never", "hot", "always"] = "never"
     warmup: float = 0.0
 
+    @property
+    def takes_share(self) -> bool:
+        """Whether its weight may be a share w, beside 1 - w of the cross-entropy, as `[compare] weights` give them.
+
+        A loss that asks no teacher is a control, with nothing to weigh against the given labels. Of those that do,
+        fitnet and attention are left out: theirs are small squared differences, whose own weights are 100 and 1000.
+        """
+        return bool(self.needs) and self.soft <= 1
+
 
 HARD_RULES = ("onehot", "imported")  # of teachers whose outputs no soft label has made soft
 _LOGITS: frozenset[Need] = frozenset({"logits"})

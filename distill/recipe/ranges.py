@@ -20,6 +20,7 @@ class Words:
 
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0)]
 Part = Annotated[int | float, Words("a number of images, or a share below 1")]
 Temperature = Annotated[float, Field(ge=0.01, le=1000)]
 Strength = Annotated[float, Field(ge=0.0, le=10.0)]

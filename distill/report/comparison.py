@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from statistics import fmean
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from distill.recipe.grid import ALONE, SMOOTHING, UNTRAINED, Cell, shortest
 from distill.recipe.schema import Recipe
@@ -19,7 +19,19 @@ from distill.report.verdicts import verdict
 Network: TypeAlias = Literal["teacher", "student"]
 JUDGED = ("test_accuracy", "best_test_accuracy", "test_nll", "test_ece")  # what pairs are compared in
 MAIN = "test_accuracy"  # what verdicts are about: of the last epoch
-Choice: TypeAlias = "tuple[str, float | None]"  # a loss and a temperature, as the grid names them
+
+
+class Choice(NamedTuple):
+    """What validation chooses among, as the grid names it."""
+
+    loss: str
+    temperature: float | None = None
+    weight: float | None = None
+
+    @property
+    def words(self) -> str:
+        """Without the temperature: `kd`, `kd, w 0.5`."""
+        return self.loss if self.weight is None else f"{self.loss}, w {shortest(self.weight)}"
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class Arm:
     temperature: float | None  # of the student, chosen on validation; None: its loss has none
     teacher: Mapping[str, float]
     student: Mapping[str, float]
+    weight: float | None = None  # of the student's loss, chosen too; None: its own
 
 
 @dataclass(frozen=True)
@@ -42,7 +55,7 @@ class Row:
     results: Mapping[int, CellResult]  # by seed
     planned: int  # seeds
     control: bool = False
-    choice: str = ""  # of a student: "T 4", "dkd, T 4"
+    choice: str = ""  # of a student: "T 4", "dkd, T 4, w 0.5"
 
     def values(self, metric: str) -> dict[int, float]:
         """By seed, where the metric is known and finite."""
@@ -115,18 +128,18 @@ class Comparison:
         return [result for result in self.results if result.state != "finished"]
 
     def grid(self, arm: str) -> dict[Choice, dict[int, CellResult]]:
-        """The finished students of an arm, or of the untrained control: by loss and temperature, then by seed."""
+        """The finished students of an arm, or of the untrained control, by what tells them apart, then by seed."""
         found: dict[Choice, dict[int, CellResult]] = {}
         for result in self.results:
             cell = result.cell
             if cell.kind == "student" and cell.arm == arm and cell.control in ("", UNTRAINED):
-                here = found.setdefault((cell.loss, cell.temperature), {})
+                here = found.setdefault(Choice(cell.loss, cell.temperature, cell.weight), {})
                 if result.state == "finished":
                     here[cell.seed] = result
         return found
 
     def chosen(self, arm: str) -> Choice | None:
-        """The loss and temperature with the best mean validation accuracy, ties to the lower temperature.
+        """The best mean validation accuracy, ties to the lower temperature, then to the lower weight.
 
         Means are over the seeds at which all of them are finished, where there are such seeds.
         """
@@ -135,10 +148,10 @@ class Comparison:
             return None
         common = set.intersection(*(set(by_seed) for by_seed in found.values()))
 
-        def badness(choice: Choice) -> tuple[float, float]:
+        def badness(choice: Choice) -> tuple[float, float, float]:
             seeds = common or set(found[choice])
             scores = [found[choice][seed].metrics.get("validation_accuracy", 0.0) for seed in sorted(seeds)]
-            return -round(fmean(scores), 12), choice[1] or 0.0
+            return -round(fmean(scores), 12), choice.temperature or 0.0, choice.weight or 0.0
 
         return min(found, key=badness)
 
@@ -167,9 +180,9 @@ class Comparison:
                 teacher = self.row(name, "teacher").results.get(seed)
                 student = self.row(name, "student").results.get(seed) if compare.students else None
                 if teacher is not None:
-                    temperature = student.temperature if student else None
+                    temperature, weight = (student.temperature, student.cell.weight) if student else (None, None)
                     metrics = student.metrics if student else {}
-                    found.append(Arm(name, seed, temperature, teacher.metrics, metrics))
+                    found.append(Arm(name, seed, temperature, teacher.metrics, metrics, weight))
         return tuple(found)
 
     @cached_property
@@ -207,12 +220,20 @@ class Comparison:
             "reference": self.reference,
             "seeds": list(self.seeds),
             "recipe_arms": {name: list(compare.assignments(name)) for name in compare.names},
-            "arms": [dict(vars(arm)) for arm in self.arms],
-            "chosen": {arm: _choice_record(self.chosen(arm)) for arm in compare.names} if compare.students else {},
+            "arms": [self._recorded(vars(arm)) for arm in self.arms],
+            "chosen": {arm: self._choice_record(arm) for arm in compare.names} if compare.students else {},
             "differences": [each.record() for each in self.differences],
             "verdicts": self.verdicts(),
             "cells": [result.record() for result in self.results],
         }
+
+    def _choice_record(self, arm: str) -> dict[str, Any] | None:
+        choice = self.chosen(arm)
+        return None if choice is None else self._recorded(choice._asdict())
+
+    def _recorded(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Without a weight where the grid has none: records are then what they were before there were any."""
+        return {name: value for name, value in values.items() if name != "weight" or self.recipe.compare.weights}
 
     def _of_arm(self, arm: str) -> Iterator[Row]:
         control, planned = arm == UNTRAINED, len(self.seeds)
@@ -259,15 +280,12 @@ class Comparison:
                 yield Difference(network, metric, row.name, self.reference, found, None, 0)
 
 
-def _choice_record(choice: Choice | None) -> dict[str, Any] | None:
-    return None if choice is None else {"loss": choice[0], "temperature": choice[1]}
-
-
 def _choice_words(results: Sequence[CellResult] | Any, losses: int) -> str:
-    """`T 4`, with the loss where the grid has several."""
+    """`T 4`, with the loss where the grid has several, and the weight where it has any."""
     words = []
     for result in results:
         loss = [result.cell.loss] if losses > 1 else []
-        temperature = [] if result.temperature is None else [f"T {shortest(result.temperature)}"]
-        words.append(", ".join(loss + temperature))
+        numbers = {"T": result.temperature, "w": result.cell.weight}
+        at = [f"{name} {shortest(number)}" for name, number in numbers.items() if number is not None]
+        words.append(", ".join(loss + at))
     return "/".join(dict.fromkeys(words))

@@ -76,7 +76,7 @@ def _result(folders: Sequence[Path], cell: Cell) -> CellResult:
 
 
 def _merged(one: Recipe, other: Recipe, place: str) -> Recipe:
-    """With the arms, seeds, losses and temperatures of both."""
+    """With the arms, seeds, losses, temperatures and weights of both."""
     changed = differences(one, other, ("data", "views", "teacher", "export", "student"))
     changed = [line for line in changed if not line.startswith(("data.root:", "data.download:", "data.noise.file:"))]
     first, second = one.compare, other.compare
@@ -87,7 +87,7 @@ def _merged(one: Recipe, other: Recipe, place: str) -> Recipe:
             changed.append(f"compare.arms.{name}: {list(first.assignments(name))} -> {list(second.assignments(name))}")
     if changed:
         raise RunError(f"{place}: {'; '.join(changed)}", cure="report on it by itself.")
-    lists = ("seeds", "losses", "temperatures")
+    lists = ("seeds", "losses", "temperatures", "weights")
     update: dict[str, Any] = {
         name: tuple(dict.fromkeys([*getattr(first, name), *getattr(second, name)])) for name in lists
     }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from distill.recipe.grid import UNTRAINED, shortest
+from distill.recipe.grid import UNTRAINED
 from distill.report.comparison import MAIN, Comparison, Row
 from distill.report.comparison_table import (
     COLUMNS,
     LABELS,
     Column,
     caption,
+    choice_cells,
+    choice_headers,
     gain,
     headers,
     lines,
@@ -68,7 +70,7 @@ def _labels(comparison: Comparison) -> str:
 
 
 def _grid(comparison: Comparison) -> str:
-    """Every loss and temperature of every arm, the chosen one marked; "" where there was nothing to choose."""
+    """Every loss, temperature and weight of every arm, the chosen one marked; "" where there was nothing to choose."""
     compare = comparison.recipe.compare
     if not compare.students:
         return ""
@@ -79,13 +81,13 @@ def _grid(comparison: Comparison) -> str:
 
     def rows() -> Iterator[list[str]]:
         for arm in arms:
-            for (loss, temperature), results in comparison.grid(arm).items():
+            for choice, results in comparison.grid(arm).items():
                 row = Row(arm, "student", results, len(comparison.seeds))
-                mark = " *" if (loss, temperature) == comparison.chosen(arm) else ""
-                at = "-" if temperature is None else shortest(temperature)
-                yield [f"{arm}{mark}", loss, at, seeds_of(row), *(mean_of(row, column) for column in columns)]
+                mark = " *" if choice == comparison.chosen(arm) else ""
+                named = [f"{arm}{mark}", *choice_cells(comparison, choice), seeds_of(row)]
+                yield [*named, *(mean_of(row, column) for column in columns)]
 
-    head = ["labels", "loss", "T", "seeds", "validation %", "accuracy %", "best epoch %"]
+    head = ["labels", *choice_headers(comparison), "seeds", "validation %", "accuracy %", "best epoch %"]
     return f"## The whole grid of students\n\nThe chosen ones are marked.\n\n{_markdown(head, rows(), 2)}"
 
 

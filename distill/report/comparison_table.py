@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from distill.report.comparison import JUDGED, Comparison, Row
+from distill.recipe.grid import shortest
+from distill.report.comparison import JUDGED, Choice, Comparison, Row
 from distill.report.results import CellResult
 from distill.report.stats import Paired, Summary, summary
 
@@ -67,9 +68,21 @@ def caption(comparison: Comparison) -> str:
         "epoch that validation chose. Labels right: share of the training labels that are true, given -> learned."
     )
     if comparison.recipe.compare.students:
-        text += " Validation chose each teacher's temperature and loss."
+        weighed = comparison.recipe.compare.weights
+        text += f" Validation chose each teacher's temperature{', loss and weight' if weighed else ' and loss'}."
     less = f" Less {comparison.reference}: accuracy in points"
     return text + (f"{less}, paired by seed, with its 95 % interval." if len(seeds) > 1 else f"{less}.")
+
+
+def choice_headers(comparison: Comparison) -> list[str]:
+    """Of the columns that tell the students of one teacher apart; weights have one where the grid has any."""
+    return ["loss", "T", *(["weight"] if comparison.recipe.compare.weights else [])]
+
+
+def choice_cells(comparison: Comparison, choice: Choice) -> list[str]:
+    """What these columns hold; "-" where a loss has no such number."""
+    numbers = [choice.temperature, *([choice.weight] if comparison.recipe.compare.weights else [])]
+    return [choice.loss, *("-" if number is None else shortest(number) for number in numbers)]
 
 
 def rich_table(comparison: Comparison, plus_minus: str = "±") -> Table:

@@ -96,6 +96,8 @@ def _header(comparison: Comparison, sections: Sequence[Section]) -> Markup:
     what = [_counted(len(compare.names), "teacher"), _counted(len(comparison.seeds), "seed")]
     if compare.temperatures and compare.students:
         what.append(_counted(len(compare.temperatures), "temperature"))
+    if compare.weights and compare.students:
+        what.append(_counted(len(compare.weights), "weight"))
     what.append(f"all {total} cells finished" if done == total else f"{done} of {total} cells finished")
     links = [el("a", section.title, href=f"#{section.id}") for section in sections]
     return el(

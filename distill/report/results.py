@@ -59,6 +59,7 @@ class CellResult:
             "seed": cell.seed,
             "loss": cell.loss or None,
             "temperature": self.temperature,
+            **({"weight": cell.weight} if cell.recipe.compare.weights else {}),
             "control": cell.control or None,
             "state": self.state,
             "reason": self.reason or None,

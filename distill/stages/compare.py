@@ -1,6 +1,6 @@
 """`distill compare`: teachers that differ in their labels, or in what their arms assign, and students of each.
 
-Validation chooses each teacher's loss and temperature; test only reports.
+Validation chooses each teacher's loss, temperature and weight; test only reports.
 """
 
 from __future__ import annotations

@@ -38,7 +38,9 @@ class GridPlan:
 
     def lines_record(self) -> dict[str, Any]:
         """The same, for `--json`."""
-        names = ("number", "key", "kind", "arm", "seed", "loss", "temperature", "control", "needs")
+        weights = any(cell.recipe.compare.weights for cell in self.cells)
+        own = ("loss", "temperature", *(("weight",) if weights else ()))
+        names = ("number", "key", "kind", "arm", "seed", *own, "control", "needs")
         cells = [{name: getattr(cell, name) for name in names} | {"state": self._state(cell)} for cell in self.cells]
         return {"name": self.name, "cells": cells}
 
@@ -79,7 +81,7 @@ class GridPlan:
         return "finished" if cell.number in self.finished else "open"
 
     def _groups(self) -> Iterator[str]:
-        """A line for each kind of cell: students of an arm by loss and temperature, over all seeds."""
+        """A line for each kind of cell: students of an arm by loss, temperature and weight, over all seeds."""
         costs = self._schedule().costs
 
         def kind(cell: Cell) -> str:

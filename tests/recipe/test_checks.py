@@ -96,6 +96,7 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     (("compare.seeds=-1,2",), "[compare] seeds"),
     (("compare.teachers=class,class",), "[compare] teachers"),
     (("compare.temperatures=1,4,4",), "[compare] temperatures"),
+    (("compare.weights=0.5,0.5",), "[compare] weights"),
     (("export.format=topk", "student.loss.temperature=1"), "[export] k"),
     (("export.k=5",), "[export] k"),
     (TOP_K, "[export] format"),

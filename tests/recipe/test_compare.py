@@ -6,11 +6,13 @@ from collections import Counter
 
 import pytest
 
+from distill.errors import RecipeError
 from distill.recipe.checks import check_recipe, problems
 from distill.recipe.compare import assigned_rule
 from distill.recipe.digest import student_digest, teacher_digest
-from distill.recipe.grid import Cell, grid
+from distill.recipe.grid import Cell, grid, with_loss
 from distill.recipe.load import dump_recipe, override, parse_recipe
+from distill.recipe.losses import CATALOGUE, settle
 from distill.recipe.schema import Recipe
 
 ARMS = """
@@ -206,3 +208,111 @@ def test_students_differ_in_the_store_only() -> None:
     cells = {cell.key: cell for cell in grid(arms("compare.temperatures=4"))}
     one, other = (student_digest(cells[f"{arm}-s0-kd-T4"].recipe, "store") for arm in ("plain", "learned"))
     assert one == other
+
+
+def test_every_weight_at_every_temperature_and_once_where_a_loss_has_none() -> None:
+    cells = grid(arms("compare.temperatures=1,4", "compare.weights=0.5,1", "compare.losses=kd,ce,labels,fitnet,tf-kd"))
+    of_learned = [cell.key.removeprefix("learned-s0-") for cell in cells if (cell.arm, cell.seed) == ("learned", 0)]
+    assert of_learned == [
+        "learned-s0", "kd-T1-w0.5", "kd-T1-w1", "kd-T4-w0.5", "kd-T4-w1", "ce", "labels-w0.5", "labels-w1", "fitnet",
+        "tf-kd-T1", "tf-kd-T4",
+    ]  # fmt: skip
+    assert [cell.number for cell in cells] == list(range(len(cells)))
+    assert len(set(keys(cells))) == len(cells)
+    controls = [cell.key for cell in cells if cell.control and cell.seed == 0]
+    untrained = [f"untrained-s0-kd-{at}" for at in ("T1-w0.5", "T1-w1", "T4-w0.5", "T4-w1")]
+    assert controls == ["plain-s0-smoothing", "untrained-s0", *untrained]
+    (cell,) = (cell for cell in cells if cell.key == "learned-s0-kd-T4-w0.5")
+    assert str(cell) == "student of learned, kd, T 4, w 0.5, seed 0"
+    assert [loss for loss, info in CATALOGUE.items() if not info.takes_share] == [
+        "fitnet", "attention", "ce", "smoothing", "ols", "tf-kd"
+    ]  # fmt: skip
+
+
+def test_a_weight_is_the_loss_s_and_the_rest_is_cross_entropy_s() -> None:
+    cells = {cell.key: cell for cell in grid(arms("compare.weights=0.5,1", "compare.losses=kd,ce,dkd"))}
+    weights = {
+        key: (cell.weight, cell.recipe.student.loss.soft_weight, cell.recipe.student.loss.hard_weight)
+        for key, cell in cells.items()
+        if key.startswith("plain-s0-")
+    }
+    assert weights == {
+        "plain-s0-kd-w0.5": (0.5, 0.5, 0.5), "plain-s0-kd-w1": (1.0, 1.0, 0.0), "plain-s0-ce": (None, None, None),
+        "plain-s0-dkd-w0.5": (0.5, 0.5, 0.5), "plain-s0-dkd-w1": (1.0, 1.0, 0.0), "plain-s0-smoothing": (None,) * 3,
+    }  # fmt: skip
+    for cell in cells.values():
+        check_recipe(cell.recipe, cell.key)
+
+
+def test_the_weight_that_is_a_loss_s_own_makes_the_same_student() -> None:
+    """1 - 0.9 is not 0.1 but for rounding."""
+
+    def made(*weight: float) -> str:
+        recipe = with_loss(arms(), "kd", 4.0, *weight)
+        loss = settle(recipe.student.loss, "onehot", 3).loss
+        return student_digest(
+            recipe.model_copy(update={"student": recipe.student.model_copy(update={"loss": loss})}), ""
+        )
+
+    assert made(0.9) == made()
+    assert made(0.8) != made()
+
+
+def test_a_grid_without_weights_is_what_it_was() -> None:
+    """Keys, words and digests, from before there were weights."""
+    cells = grid(arms("compare.temperatures=1,4", "compare.losses=kd,labels"))
+    assert all(cell.weight is None and "-w" not in cell.key and ", w" not in str(cell) for cell in cells)
+    assert keys(cells)[:4] == ["plain-s0", "plain-s0-kd-T1", "plain-s0-kd-T4", "plain-s0-labels"]
+    assert str(cells[2]) == "student of plain, kd, T 4, seed 0"
+    assert cells[2].recipe.student.loss.soft_weight is None
+
+
+@pytest.mark.parametrize("weight", ["0", "1.5", "-0.5", "nan", "half"])
+def test_a_weight_is_a_share_above_0(weight: str) -> None:
+    with pytest.raises(RecipeError, match=r"\[compare\] weights\[1\]: found .* of at most 1"):
+        arms(f"compare.weights=0.5,{weight}")
+
+
+@pytest.mark.parametrize(
+    ("assignments", "wanted"),
+    [
+        (
+            ("compare.weights=0.5,0.9", "data.validation=0"),
+            "[compare] weights: found several with no validation images",
+        ),
+        (("compare.losses=ce,tf-kd",), "[compare] weights: given, but the losses ce, tf-kd have none to choose"),
+        (
+            ("compare.losses=fitnet", "export.features=true"),
+            '[compare] weights: given, but the loss "fitnet" has none to',
+        ),
+        (
+            ("student.loss.hard_weight=0.3",),
+            "[student.loss] hard_weight: found 0.3 with [compare] weights, which replace",
+        ),
+        (
+            ("student.loss.soft_weight=0",),
+            "[student.loss] soft_weight: found 0 with [compare] weights, which replace it",
+        ),
+        (
+            ('compare.arms.small=["student.loss.soft_weight=2"]',),
+            "[compare.arms] small: [student.loss] soft_weight: found 2 with [compare] weights",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(assignments: tuple[str, ...], wanted: str) -> None:
+    """Only for a comparison: a student that is trained by itself does not read them."""
+    recipe = arms("compare.weights=0.5", *assignments)
+    assert problems(recipe) == []
+    (line,) = problems(recipe, comparing=True)
+    assert line.startswith(wanted)
+    assert len(line) < 260
+
+
+def test_weights_fit_what_an_arm_s_student_learns_with() -> None:
+    """The recipe's own loss has none to choose, but an arm's has; weights of a loss that takes no share are its own."""
+    fields = ("student.loss.name=ce", "compare.weights=0.5", "compare.temperatures=2")
+    assert problems(arms(*fields, 'compare.arms.taught=["student.loss.name=kd"]'), comparing=True) == []
+    fields = ("student.loss.name=fitnet", "student.loss.soft_weight=50", "compare.weights=0.5", "export.features=true")
+    assert problems(arms(*fields, "compare.losses=kd,fitnet"), comparing=True) == []
+    assert problems(arms("compare.weights=0.5", "data.validation=0"), comparing=True) == []
+    assert problems(arms("compare.weights=0.5", "compare.students=false", "student.loss.name=ce"), comparing=True) == []

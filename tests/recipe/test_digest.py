@@ -25,6 +25,7 @@ REACH = [
     ("data.download=true", False, False, False),
     ("data.unreadable=leave-out", False, False, False),
     ("compare.seeds=1,2", False, False, False),
+    ("compare.weights=0.5,0.9", False, False, False),
     ("export.batch_size=3", False, False, False),
     ("teacher.test_every_epoch=false", False, False, False),
     ("student.test_every_epoch=false", False, False, False),

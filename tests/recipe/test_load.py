@@ -157,6 +157,7 @@ OVERRIDES: list[tuple[str, str, Any]] = [
     ("compare.seeds=7", "compare.seeds", (7,)),
     ("compare.teachers=onehot, class", "compare.teachers", ("onehot", "class")),
     ("compare.temperatures=", "compare.temperatures", ()),
+    ("compare.weights=0.5,1", "compare.weights", (0.5, 1.0)),
     ("data.noise.pairs.T-shirt/top=Shirt", "data.noise.pairs", {"T-shirt/top": "Shirt"}),
     ("student.model_args.drop_rate=0.1", "student.model_args", {"drop_rate": 0.1}),
     ("student.model_args.act=relu", "student.model_args", {"act": "relu"}),

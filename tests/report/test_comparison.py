@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import pytest
 from distill.errors import RunError
 from distill.recipe.grid import Cell, grid
 from distill.recipe.load import parse_recipe
-from distill.report.comparison import Comparison
+from distill.report.comparison import Choice, Comparison
 from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
 from distill.report.comparison_markdown import markdown
 from distill.report.comparison_table import csv_text
@@ -46,15 +46,15 @@ def by_validation(scores: Mapping[float, float]) -> Comparison:
 
 def test_validation_chooses_the_temperature_by_its_mean_over_the_seeds() -> None:
     found = by_validation({1.0: 0.5, 2.0: 0.7, 4.0: 0.6})
-    assert found.chosen("onehot") == ("kd", 2.0)
+    assert found.chosen("onehot") == Choice("kd", 2.0)
     assert [arm.temperature for arm in found.arms] == [2.0] * 4
     assert found.row("onehot", "student").values("test_accuracy") == {0: 0.2, 1: 0.2}
 
 
 def test_ties_go_to_the_lower_temperature_whatever_their_order() -> None:
-    assert by_validation({4.0: 0.7, 1.0: 0.7, 2.0: 0.1}).chosen("instance") == ("kd", 1.0)
+    assert by_validation({4.0: 0.7, 1.0: 0.7, 2.0: 0.1}).chosen("instance") == Choice("kd", 1.0)
     # 0.1 + 0.2 is 0.3 but for rounding
-    assert by_validation({4.0: 0.1 + 0.2, 2.0: 0.3}).chosen("instance") == ("kd", 2.0)
+    assert by_validation({4.0: 0.1 + 0.2, 2.0: 0.3}).chosen("instance") == Choice("kd", 2.0)
 
 
 def test_a_missing_cell_does_not_choose() -> None:
@@ -65,7 +65,7 @@ def test_a_missing_cell_does_not_choose() -> None:
         return METRICS | {"validation_accuracy": score}
 
     found = made("compare.temperatures=1,4", metrics=metrics, missing=["onehot-s1-kd-T4"])
-    assert found.chosen("onehot") == ("kd", 4.0)
+    assert found.chosen("onehot") == Choice("kd", 4.0)
     assert set(found.row("onehot", "student").results) == {0}
     assert [(arm.rule, arm.seed, arm.temperature) for arm in found.arms] == [
         ("onehot", 0, 4.0), ("instance", 0, 4.0), ("onehot", 1, None), ("instance", 1, 4.0)
@@ -92,9 +92,66 @@ def test_losses_are_chosen_too() -> None:
         return METRICS | {"validation_accuracy": 0.9 if (cell.loss, cell.temperature) == ("dkd", 2.0) else 0.8}
 
     found = made("compare.losses=kd,dkd,dist", "compare.temperatures=1,2", metrics=metrics)
-    assert found.chosen("onehot") == ("dkd", 2.0)
+    assert found.chosen("onehot") == Choice("dkd", 2.0)
     assert found.row("onehot", "student").choice == "dkd, T 2"
     assert "| onehot * | dkd | 2 |" in markdown(found)
+
+
+WEIGHTS = ("compare.temperatures=1,4", "compare.weights=0.9,0.5")
+
+
+def weighed(scores: Mapping[tuple[float, float], float], *more: str, missing: Collection[str] = ()) -> Comparison:
+    """Students whose validation accuracy depends on temperature and weight."""
+
+    def metrics(cell: Cell) -> Mapping[str, float]:
+        return METRICS | {"validation_accuracy": scores.get((cell.temperature or 0.0, cell.weight or 0.0), 0.0)}
+
+    return made(*WEIGHTS, *more, metrics=metrics, missing=missing)
+
+
+def test_weights_are_chosen_too() -> None:
+    found = weighed({(1.0, 0.5): 0.7, (1.0, 0.9): 0.8, (4.0, 0.5): 0.9, (4.0, 0.9): 0.6}, "compare.losses=kd,ce")
+    assert found.chosen("onehot") == Choice("kd", 4.0, 0.5)
+    assert [(arm.temperature, arm.weight) for arm in found.arms] == [(4.0, 0.5)] * 4
+    assert found.row("onehot", "student").choice == "kd, T 4, w 0.5"
+    text = markdown(found)
+    assert "| labels | loss | T | weight | seeds | validation % | accuracy % | best epoch % |" in text
+    assert "| onehot * | kd | 4 | 0.5 | 2 |" in text
+    assert "| onehot | kd | 1 | 0.9 | 2 |" in text
+    assert "| onehot | ce | - | - | 2 |" in text
+    assert "temperature, loss and weight." in text
+    assert '"kd, T 4, w 0.5"' in csv_text(found)
+    record = found.record()
+    assert record["chosen"]["instance"] == {"loss": "kd", "temperature": 4.0, "weight": 0.5}
+    assert record["arms"][0]["weight"] == 0.5
+    assert [cell["weight"] for cell in record["cells"]][:6] == [None, 0.9, 0.5, 0.9, 0.5, None]
+
+
+def test_ties_go_to_the_lower_temperature_and_then_to_the_lower_weight() -> None:
+    every = dict.fromkeys(((t, w) for t in (1.0, 4.0) for w in (0.5, 0.9)), 0.7)
+    assert weighed(every).chosen("onehot") == Choice("kd", 1.0, 0.5)
+    assert weighed(every | {(1.0, 0.5): 0.6}).chosen("onehot") == Choice("kd", 1.0, 0.9)
+    assert weighed(dict.fromkeys(every, 0.3) | {(4.0, 0.9): 0.1 + 0.2}).chosen("onehot") == Choice("kd", 1.0, 0.5)
+
+
+def test_a_missing_weight_does_not_choose() -> None:
+    """At seed 1 one weight is missing: seed 0, which all have, is what counts."""
+    found = weighed({(4.0, 0.9): 0.8, (4.0, 0.5): 0.7}, missing=["onehot-s1-kd-T4-w0.9"])
+    assert found.chosen("onehot") == Choice("kd", 4.0, 0.9)
+    assert set(found.row("onehot", "student").results) == {0}
+    assert [(arm.rule, arm.seed, arm.weight) for arm in found.arms] == [
+        ("onehot", 0, 0.9), ("instance", 0, 0.9), ("onehot", 1, None), ("instance", 1, 0.9)
+    ]  # fmt: skip
+    assert "student of onehot, kd, T 4, w 0.9, seed 1: failed: the disk is full" in markdown(found)
+
+
+def test_without_weights_nothing_names_them() -> None:
+    found = made("compare.temperatures=1,4", "compare.controls=true")
+    record = found.record()
+    assert not any("weight" in part for part in (*record["arms"], *record["cells"], *record["chosen"].values()))
+    assert record["chosen"]["onehot"] == {"loss": "kd", "temperature": 1.0}
+    assert "weight" not in markdown(found) + csv_text(found)
+    assert "Validation chose each teacher's temperature and loss." in markdown(found)
 
 
 def test_a_difference_is_claimed_with_its_interval() -> None:
@@ -225,6 +282,14 @@ def test_parts_of_a_comparison_are_reported_together(tmp_path: Path) -> None:
     assert [r.reason for r in found.results if r.cell.key == "instance-s2"] == ["no memory"]
     with pytest.raises(RunError, match=r"other: not a part of the comparison in .*one: teacher.epochs: 30 -> 3"):
         read_comparison([one, other])
+
+
+def test_weights_of_parts_are_put_together(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder, weights in ((one, "0.5"), (two, "0.9,0.5")):
+        folder.mkdir()
+        write_plan(made(f"compare.weights={weights}").recipe, folder)
+    assert read_comparison([one, two]).recipe.compare.weights == (0.5, 0.9)
 
 
 def test_gains_are_in_every_metric_and_over_the_best_epoch() -> None:

@@ -201,6 +201,26 @@ def test_several_losses_have_colours_and_a_place_without_temperature(tmp_path: P
     assert "none" in parsed.words["temperature"]
 
 
+def test_weights_have_curves_and_a_column_of_their_own(tmp_path: Path) -> None:
+    grid_of = ("compare.losses=kd,ce", "compare.temperatures=1,4")
+    found = made(*grid_of, "compare.weights=0.5,0.9", metrics=metrics)
+    text = page(found, tmp_path)
+    parsed = Parsed(text)
+    assert "2 teachers, 2 seeds, 2 temperatures, 2 weights" in text
+    curves = [str(a["class"]) for tag, a in parsed.of("temperature") if tag == "polyline"]
+    assert curves == ["curve behind", "curve behind", "curve c0", "curve c1"] * 2
+    for words in ("kd, w 0.5", "kd, w 0.9", "kd, w 0.5, T 4: "):
+        assert words in parsed.words["temperature"]
+    assert parsed.count("temperature", "circle", "ring") == 2 + 1  # and the legend's
+    assert [a["data-label"] for tag, a in parsed.of("temperature") if tag == "td"][:4] == [
+        "loss", "T", "weight", "seeds"
+    ]  # fmt: skip
+    assert parsed.count("temperature", "tr", "chosen") == 2
+    without = page(made(*grid_of, metrics=metrics), tmp_path)
+    assert ", w 0" not in without
+    assert 'data-label="weight"' not in without
+
+
 def test_runs_without_bins_get_a_sentence(tmp_path: Path) -> None:
     comparison = with_runs(made(metrics=metrics), tmp_path, bins=False)
     assert "no run has a reliability.json" in Parsed(page(comparison, tmp_path)).words["calibration"]

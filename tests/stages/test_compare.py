@@ -17,6 +17,7 @@ from distill.recipe.grid import Cell, grid
 from distill.recipe.load import dump_recipe, override
 from distill.recipe.schema import Recipe
 from distill.report.comparison_folder import read_comparison
+from distill.report.runs import open_run
 from distill.stages import cells as cells_module
 from distill.stages.compare import Compared, compare, run_one
 from distill.stages.grid import finished_cells
@@ -153,6 +154,37 @@ def test_cells_beside_each_other_are_those_of_one_process(tiny: Callable[..., Re
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
     machines = {result.provenance["machine"]["device"] for result in found.comparison.results}
     assert machines == {"cpu: 1 threads"}
+
+
+def test_students_at_two_weights(tiny: Callable[..., Recipe]) -> None:
+    """Each learns with its own, and the one that is kd's own is the student that a grid without weights has."""
+    recipe = tiny(*SHORT, "compare.teachers=onehot", "compare.controls=true", "compare.weights=0.5,0.9")
+    assert "student of untrained, kd, w 0.9: 1 cell, 0 finished" in plan_grid(recipe, Told()).text()
+    found = compare(recipe, Told())
+    assert found.exit_code == 0
+    runs = {result.cell.key: open_run(found.folder / result.run) for result in found.comparison.results}
+    losses = {key: run.recipe.student.loss for key, run in runs.items() if key.startswith("onehot-s0-kd")}
+    assert {key: (loss.soft_weight, loss.hard_weight) for key, loss in losses.items()} == {
+        "onehot-s0-kd-w0.5": (0.5, 0.5), "onehot-s0-kd-w0.9": (0.9, 0.1)
+    }  # fmt: skip
+    assert {loss.temperature for loss in losses.values()} == {4.0}
+    metrics = {key: runs[key].metrics("student") for key in losses}
+    for key, weight in (("onehot-s0-kd-w0.5", 0.5), ("onehot-s0-kd-w0.9", 0.9)):
+        mixed = (1 - weight) * metrics[key]["hard"] + weight * metrics[key]["kd"]
+        assert metrics[key]["loss"] == pytest.approx(mixed, rel=1e-5)
+    chosen = found.comparison.chosen("onehot")
+    assert chosen is not None
+    best = max(each["validation_accuracy"] for each in metrics.values())
+    assert metrics[f"onehot-s0-kd-w{chosen.weight}"]["validation_accuracy"] == best
+    assert read_comparison([found.folder]).record() == found.comparison.record()
+    assert json.loads((found.folder / "results.json").read_text())["chosen"]["onehot"]["weight"] == chosen.weight
+    assert f"| onehot * | kd | - | {chosen.weight} | 1 |" in (found.folder / "table.md").read_text()
+
+    told = Told()
+    without = compare(override(recipe, ["compare.weights="]), told)
+    assert told.trained == 0
+    (student,) = (result for result in without.comparison.results if result.cell.key == "onehot-s0-kd")
+    assert dict(student.metrics) == metrics["onehot-s0-kd-w0.9"]
 
 
 def test_a_failing_cell_stops_no_other(arms: Callable[..., Recipe]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from distill.recipe.grid import Cell, grid
-from distill.recipe.load import parse_recipe
+from distill.recipe.load import override, parse_recipe
 from distill.stages.cells import Outcome
 from distill.stages.plan import GridPlan
 from distill.stages.schedule import Costs, Schedule
@@ -125,6 +125,17 @@ def test_an_untrained_teacher_says_nothing_of_trained_ones() -> None:
     costs.add(untrained, 0.1)
     assert costs.of(cells[0]) is None
     assert costs.of(untrained) == 0.1
+
+
+def test_a_plan_tells_weights_apart_where_there_are_any() -> None:
+    weighed = grid(override(RECIPE, ["compare.weights=0.5,0.9", "compare.seeds=0"]))
+    plan = GridPlan("r", weighed, {})
+    assert plan.text().splitlines()[0] == "r: 10 cells, 2 teachers and 8 students; 0 finished"
+    assert "  student of onehot, kd, T 4, w 0.9: 1 cell, 0 finished, cost not known" in plan.text()
+    assert plan.lines().splitlines()[4].split() == ["4", "student", "open", "0", "onehot-s0-kd-T4-w0.9"]
+    cells = plan.lines_record()["cells"]
+    assert [cell["weight"] for cell in cells[:3]] == [None, 0.5, 0.9]
+    assert not any("weight" in cell for cell in GridPlan("r", CELLS, {}).lines_record()["cells"])
 
 
 def test_a_plan_in_words() -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distill.recipe.grid import UNTRAINED, shortest
+from distill.recipe.grid import UNTRAINED
 from distill.report.comparison import MAIN, Comparison
-from distill.report.comparison_table import caption, headers, lines
+from distill.report.comparison_table import caption, choice_cells, choice_headers, headers, lines
 from distill.report.page.markup import Child, Markup, el
 from distill.report.page.numbers import SIGNS, number, summarised, with_half
 from distill.report.page.verdicts import judge
@@ -38,22 +38,22 @@ def main_table(comparison: Comparison) -> Markup:
 
 
 def grid_table(comparison: Comparison) -> Markup:
-    """Every loss and temperature of every arm; what validation chose is marked."""
+    """Every loss, temperature and weight of every arm; what validation chose is marked."""
     compare = comparison.recipe.compare
-    head = ["labels", "loss", "T", "seeds", "validation %", "accuracy %", "best epoch %"]
+    head = ["labels", *choice_headers(comparison), "seeds", "validation %", "accuracy %", "best epoch %"]
     metrics = ("validation_accuracy", "test_accuracy", "best_test_accuracy")
     bodies = []
     for arm in (*compare.names, *([UNTRAINED] if compare.controls else [])):
         body: list[Markup] = []
-        for (loss, temperature), results in comparison.grid(arm).items():
+        for choice, results in comparison.grid(arm).items():
             values = [{seed: r.metrics[m] for seed, r in results.items() if m in r.metrics} for m in metrics]
-            at = "-" if temperature is None else shortest(temperature)
-            texts = [arm, loss, at, str(len(results)), *(with_half(summarised(each)) for each in values)]
-            chosen = (loss, temperature) == comparison.chosen(arm)
+            own = choice_cells(comparison, choice)
+            texts = [arm, *own, str(len(results)), *(with_half(summarised(each)) for each in values)]
+            chosen = choice == comparison.chosen(arm)
             name = el("span", arm, class_="again" if body else None)
-            shown: list[Child] = [name, loss, *map(number, texts[2:])]
+            shown: list[Child] = [name, choice.loss, *map(number, texts[2:])]
             if chosen:
-                shown[2] = [el("span", "chosen", class_="tag"), " ", number(at)]
+                shown[2] = [el("span", "chosen", class_="tag"), " ", shown[2]]
             body.append(table_row(head, shown, texts, words=_WORDS, class_="chosen" if chosen else None))
         if body:
             bodies.append(body)
