@@ -23,7 +23,7 @@ class ForwardMode:
     """Forward-mode differentiation of log softmax(f(x; theta)) along v. Right in half precision too.
 
     On a CPU the dual pass of a half-precision network is in float32, which our fused rules are for: more exact, and
-    faster (resnet8, bfloat16: 119 ms in place of 162).
+    faster (a resnet8 that trains in bfloat16: 57 ms in place of 80; central differences take 34).
 
     `forward_ad.dual_level` and not `torch.func.jvp`, which refuses autocast's mixed types.
     """

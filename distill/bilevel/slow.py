@@ -1,7 +1,7 @@
 """A running mean of the network's weights, asked what it believes of the images whose labels are learned.
 
-At a high learning rate the mean is several points better than the network itself, and it takes longer to learn wrong
-labels by heart (temporal averages of weights: Tarvainen and Valpola, "Mean teachers", arXiv 1703.01780).
+The idea is that a temporal average is better than the network itself while the learning rate is high (Tarvainen and
+Valpola, "Mean teachers", arXiv 1703.01780). In the one trial that was made, it made no difference (docs/log.md).
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def _learned(recipe: Recipe, rules: str) -> Iterator[str]:
     if labels.estimator == "one-sided" and teacher.precision != "float32":
         yield (
             f'[teacher.labels] estimator: found "{labels.estimator}" with precision = "{teacher.precision}", where '
-            'finite differences drown in rounding; expected "forward-mode" or "auto"'
+            'one-sided differences drown in rounding; expected "auto", "central" or "forward-mode"'
         )
     if labels.backend == "triton" and recipe.device == "cpu":
         yield '[teacher.labels] backend: found "triton" with device = "cpu", expected "auto" or "reference", or a GPU'
