@@ -23,6 +23,7 @@ from distill.bilevel.targets import meta_loss, soft_loss
 from distill.bilevel.update import gradient_by_name
 from distill.data.loader import Batch
 from distill.errors import BilevelError
+from distill.labels.learned import Learned
 
 MINIMUM_COSINE = {"float32": 0.999, "bfloat16": 0.99, "float16": 0.99}  # half precision rounds the function itself
 MAXIMUM_SCALE = 1.05  # the cosine does not see a wrong factor
@@ -48,7 +49,7 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
             half precision) with the reference, or a wrong scale, or cannot differentiate this model at all. An exact
             one may have .9 where it passes in float64: then this model's gradients as such are so rounded today.
     """
-    names = ORDER[training.precision] if name == "auto" else (name,)
+    names = _candidates(training) if name == "auto" else (name,)
     minimum = MINIMUM_COSINE[training.precision]
     keep_features = any(ESTIMATORS[candidate].needs_features for candidate in names)
     inner, r = trial_step(training, _head(batch), _head(meta), keep_features=keep_features)
@@ -78,6 +79,13 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
         + ("" if name == "auto" else 'teacher.labels.estimator, or "auto"; or another ')
         + 'teacher.model; or teacher.precision = "float32".',
     )
+
+
+def _candidates(training: Training) -> tuple[str, ...]:
+    """What "auto" tries. `Unrolled` unrolls a step of the forward divergence, whatever the labels are trained by."""
+    rule = training.rule
+    reverse = isinstance(rule, Learned) and rule.divergence == "reverse"
+    return tuple(name for name in ORDER[training.precision] if not (reverse and name == "unrolled"))
 
 
 def tuned(names: Iterable[str], training: Training, batch: Batch, meta: Batch) -> dict[str, Estimator]:

@@ -97,6 +97,24 @@ def test_the_probe_refuses_a_wrong_estimator(monkeypatch: pytest.MonkeyPatch, fa
     assert "passed over" in report
 
 
+def test_auto_does_not_unroll_a_step_that_was_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`Unrolled` differentiates a step of the forward divergence, which is another one than the reverse's."""
+    model, optimizer = cases.build("conv-batchnorm", "momentum")
+    rule = learned(1.0)
+    training = Training(model, optimizer, rule, seed=5)
+
+    class Blind(FiniteDifference):
+        def __call__(self, model, inner, meta_gradient):
+            return torch.zeros_like(inner.labels)
+
+    for name in ("one-sided", "central", "forward-mode"):
+        monkeypatch.setitem(ESTIMATORS, name, Blind())
+    assert choose_estimator("auto", training, batch_of(0), batch_of(1))[0].name == "unrolled"
+    rule.divergence = "reverse"
+    with pytest.raises(BilevelError, match=r"central: cosine nan"):
+        choose_estimator("auto", training, batch_of(0), batch_of(1))
+
+
 def step_with_sound_reference(
     layer: torch.nn.Module,
 ) -> tuple[tuple[torch.nn.Module, InnerStep, Tensors], torch.Tensor]:
