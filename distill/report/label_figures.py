@@ -180,7 +180,7 @@ def relation_chart(path: Path, learned: Any, confusion: Any, names: Sequence[str
         names: of the C classes.
         found: how well they agree.
     """
-    figure = new_figure(6.4, 4.8)
+    figure = new_figure(7.6, 4.8)
     axis = figure.subplots()
     off = ~np.eye(len(names), dtype=bool)
     floor = 0.5 * min(
@@ -189,18 +189,20 @@ def relation_chart(path: Path, learned: Any, confusion: Any, names: Sequence[str
     axis.loglog(learned[off], np.maximum(confusion[off], floor), ".", color=_BLUE, markersize=4, alpha=0.6)
     pairs = np.argwhere(off)
     shown = pairs[np.argsort(-(learned * confusion)[off])[:_NAMED]]
-    for one, other in shown.tolist():
-        text = f"{short(names[one], 12)} \u2192 {short(names[other], 12)}"
+    # Names beside the chart: the pairs that matter lie together, where names at the points would lie on each other.
+    for number, (one, other) in enumerate(shown.tolist(), start=1):
         at = (learned[one, other], max(confusion[one, other], floor))
-        axis.annotate(text, at, fontsize=7, xytext=(4, 3), textcoords="offset points", parse_math=False)
+        axis.annotate(str(number), at, fontsize=7, xytext=(3, 3), textcoords="offset points")
+        text = f"{number}  {short(names[one], 12)} \u2192 {short(names[other], 12)}"
+        line = 1.0 - 0.045 * (number - 1)
+        axis.text(1.02, line, text, transform=axis.transAxes, fontsize=7, va="top", parse_math=False)
     axis.set_xlabel("mean probability that the labels of the given class learned for the other", fontsize=9)
     axis.set_ylabel("share of its test images that the other network takes for it", fontsize=9)
     axis.set_title(
         f"{found.pairs:,} pairs of classes: rank correlation {found.correlation:.2f} (p = {found.p_value:.2g})",
         fontsize=10,
     )
-    axis.tick_params(labelsize=8)
-    axis.margins(x=0.15)
+    axis.tick_params(labelsize=8, which="both")
     axis.grid(color="#d1d9e0", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     save(figure, path)
