@@ -82,6 +82,9 @@ def _merged(one: Recipe, other: Recipe, place: str) -> Recipe:
     first, second = one.compare, other.compare
     if first.first != second.first:
         changed.append(f"compare.reference: {first.first} -> {second.first}")
+    if first.students and second.students and bool(first.weights) != bool(second.weights):
+        # Together every cell would have a weight, and the results of the part without would have no place.
+        changed.append(f"compare.weights: {list(first.weights)} -> {list(second.weights)}")
     for name in set(first.names) & set(second.names):
         if first.assignments(name) != second.assignments(name):
             changed.append(f"compare.arms.{name}: {list(first.assignments(name))} -> {list(second.assignments(name))}")

@@ -290,6 +290,11 @@ def test_weights_of_parts_are_put_together(tmp_path: Path) -> None:
         folder.mkdir()
         write_plan(made(f"compare.weights={weights}").recipe, folder)
     assert read_comparison([one, two]).recipe.compare.weights == (0.5, 0.9)
+    without = tmp_path / "without"
+    without.mkdir()
+    write_plan(made().recipe, without)
+    with pytest.raises(RunError, match=r"compare.weights: \[0.5\] -> \[\]"):
+        read_comparison([one, without])
 
 
 def test_gains_are_in_every_metric_and_over_the_best_epoch() -> None:
