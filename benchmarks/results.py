@@ -65,12 +65,13 @@ def searched(comparison: Comparison) -> str:
 
 def opening(path: Path) -> str:
     """The comment that a recipe opens with, less its commands."""
-    lines = []
+    lines = [""]
     for line in path.read_text().splitlines():
         if not line.startswith("#"):
             break
-        if not line.startswith("#     "):
-            lines.append(line.removeprefix("#").strip())
+        text = line.removeprefix("#").strip()
+        if not line.startswith("#     ") and (text or lines[-1]):  # a command leaves two empty lines behind
+            lines.append(text)
     return "\n".join(lines).strip()
 
 
