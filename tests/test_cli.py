@@ -15,6 +15,7 @@ import pytest
 
 from distill.cli import entry
 from distill.cli.entry import STOP, Outlet, run
+from distill.cli.opened import found_folder
 from distill.errors import StoreError
 
 SHELL = f'distill() {{ "{sys.executable}" -m distill "$@"; }}; '
@@ -51,6 +52,15 @@ def test_a_signal_outside_of_training_says_one_line(number: signal.Signals, seco
     process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (130, "interrupted\n")
+
+
+def test_verify_finds_a_run_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "checkpoints" / "r18").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert found_folder("r18") == Path("checkpoints/r18")
+    assert found_folder("nothing") == Path("nothing")
+    (tmp_path / "r18").mkdir()  # a path comes first, as with --teacher
+    assert found_folder("r18") == Path("r18")
 
 
 @pytest.fixture

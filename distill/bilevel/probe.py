@@ -49,7 +49,7 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
             half precision) with the reference, or a wrong scale, or cannot differentiate this model at all. An exact
             one may have .9 where it passes in float64: then this model's gradients as such are so rounded today.
     """
-    names = _candidates(training) if name == "auto" else (name,)
+    names = tuple(n for n in ORDER[training.precision] if suits(n, training.rule)) if name == "auto" else (name,)
     minimum = MINIMUM_COSINE[training.precision]
     keep_features = any(ESTIMATORS[candidate].needs_features for candidate in names)
     inner, r = trial_step(training, _head(batch), _head(meta), keep_features=keep_features)
@@ -81,11 +81,9 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
     )
 
 
-def _candidates(training: Training) -> tuple[str, ...]:
-    """What "auto" tries. `Unrolled` unrolls a step of the forward divergence, whatever the labels are trained by."""
-    rule = training.rule
-    reverse = isinstance(rule, Learned) and rule.divergence == "reverse"
-    return tuple(name for name in ORDER[training.precision] if not (reverse and name == "unrolled"))
+def suits(name: str, rule: object) -> bool:
+    """Whether an estimator takes the step that the rule trains by: `Unrolled` unrolls one of the forward divergence."""
+    return not (name == "unrolled" and isinstance(rule, Learned) and rule.divergence == "reverse")
 
 
 def tuned(names: Iterable[str], training: Training, batch: Batch, meta: Batch) -> dict[str, Estimator]:

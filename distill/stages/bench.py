@@ -18,7 +18,7 @@ import torch
 from distill.bilevel.contract import Estimator
 from distill.bilevel.estimators import ESTIMATORS
 from distill.bilevel.label_step import LabelStep
-from distill.bilevel.probe import agreement, in_double, trial_step, tuned
+from distill.bilevel.probe import agreement, in_double, suits, trial_step, tuned
 from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
 from distill.bilevel.unrolled import Unrolled
 from distill.data.loader import Batch, open_data
@@ -129,6 +129,9 @@ def _variants(task: TeacherTask, batches: list[Batch]) -> tuple[list[_Variant], 
     found = [_variant("plain", task, "plain", ESTIMATORS["one-sided"], batches)]
     refused: dict[str, str] = {}
     for name, estimator in ESTIMATORS.items():
+        if not suits(name, task.rule):
+            refused[name] = "it unrolls a step of the forward divergence"
+            continue
         for source in META_SOURCES:
             variant = _variant(f"{source}/{name}", task, source, estimator, batches)
             try:

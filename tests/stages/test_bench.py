@@ -1,0 +1,23 @@
+"""`distill bench`: every estimator against a plain step, on the recipe's own model and labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from distill.recipe.schema import Recipe
+from distill.stages.bench import bench
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse"])
+def test_bench_names_what_it_measured_and_what_it_did_not(divergence: str, tiny: Callable[..., Recipe]) -> None:
+    report = bench(tiny(f"teacher.labels.divergence={divergence}"), rounds=1)
+    measured = {variant.name: variant for variant in report.variants}
+    exact = {name for name in measured if name.split("/")[1] in ("forward-mode", "central")}
+    assert len(exact) == 4
+    assert all(measured[name].cosine > 0.999 for name in exact)
+    # The step that it unrolls is the forward divergence's.
+    assert ("held-out/unrolled" in measured) == (divergence == "forward")
+    assert ("unrolled" in report.refused) == (divergence == "reverse")
+    assert all(name in report.text() for name in [*measured, *report.refused])
