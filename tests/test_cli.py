@@ -15,7 +15,6 @@ import pytest
 
 from distill.cli import entry
 from distill.cli.entry import STOP, Outlet, run
-from distill.cli.opened import found_folder
 from distill.errors import StoreError
 
 SHELL = f'distill() {{ "{sys.executable}" -m distill "$@"; }}; '
@@ -54,13 +53,11 @@ def test_a_signal_outside_of_training_says_one_line(number: signal.Signals, seco
     assert (process.returncode, err) == (130, "interrupted\n")
 
 
-def test_verify_finds_a_run_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_finds_a_run_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "r18").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    assert found_folder("r18") == Path("checkpoints/r18")
-    assert found_folder("nothing") == Path("nothing")
-    (tmp_path / "r18").mkdir()  # a path comes first, as with --teacher
-    assert found_folder("r18") == Path("r18")
+    (tmp_path / "checkpoints" / "r18" / "run.json").touch()
+    assert "checkpoints/r18: not a run folder" in shell("distill verify r18", tmp_path).stderr
+    assert "nothing: no such run folder" in shell("distill verify nothing", tmp_path).stderr
 
 
 @pytest.fixture

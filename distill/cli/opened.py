@@ -31,12 +31,6 @@ def found_run(text: str) -> Path:
     return find_run(text, Path("checkpoints"))
 
 
-def found_folder(text: str) -> Path:
-    """A path, or where nothing is there, a name under the checkpoints folder; what neither finds stays as it is."""
-    named = Path("checkpoints") / text
-    return named if not Path(text).exists() and named.is_dir() else Path(text)
-
-
 def teacher_run(text: str, overrides: list[str]) -> tuple[Run, Recipe]:
     """The teacher's run and its recipe as overridden."""
     from distill.recipe.checks import check_recipe
