@@ -57,7 +57,8 @@ def test_verify_finds_a_run_by_its_name(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "r18").mkdir(parents=True)
     (tmp_path / "checkpoints" / "r18" / "run.json").touch()
     assert "checkpoints/r18: not a run folder" in shell("distill verify r18", tmp_path).stderr
-    assert "nothing: no such run folder" in shell("distill verify nothing", tmp_path).stderr
+    (tmp_path / "a.md").touch()
+    assert "a.md: no such folder" in shell("distill verify a.md", tmp_path).stderr
 
 
 @pytest.fixture

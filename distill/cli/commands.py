@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from distill.cli.opened import found_run, load, teacher_run
+from distill.cli.opened import found_folder, found_run, load, teacher_run
 from distill.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def verify(
     """Check every digest of a run or a store, and whether its logits are the teacher's."""
     from distill.stages.verify import recompute_run, verify_path
 
-    path = found_run(folder)
+    path = found_folder(folder)
     checked = verify_path(path)
     print(f"{path}: sound ({checked} files)")
     if again is not None:

@@ -31,6 +31,15 @@ def found_run(text: str) -> Path:
     return find_run(text, Path("checkpoints"))
 
 
+def found_folder(text: str) -> Path:
+    """A path, or where nothing is there, a name under the checkpoints folder; what neither finds stays as it is.
+
+    Not `found_run`: what is checked may be no run, and a file is nothing to be imported.
+    """
+    named = Path("checkpoints") / text
+    return named if not Path(text).exists() and named.is_dir() else Path(text)
+
+
 def teacher_run(text: str, overrides: list[str]) -> tuple[Run, Recipe]:
     """The teacher's run and its recipe as overridden."""
     from distill.recipe.checks import check_recipe
