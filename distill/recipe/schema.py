@@ -82,7 +82,7 @@ class StageRecipe(Table):
     )
     test_every_epoch: bool = Field(
         default=True,
-        description="Score the test part after every epoch; false: after the last and validation's best ones only.",
+        description="Score the test part after every epoch; false: once, of the last and validation's best.",
     )
     select: Literal["last", "best"] = Field(
         default="last", description="Epoch whose weights are kept as the model: the last, or validation's best."

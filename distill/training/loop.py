@@ -22,7 +22,7 @@ from distill.data.loader import Batch
 from distill.errors import RunError, StoreError
 from distill.store.atomic import writable_folder
 from distill.store.bins import write_bins
-from distill.store.checkpoint import load_state, save_state, save_weights
+from distill.store.checkpoint import load_state, load_weights, save_state, save_weights
 from distill.training.evaluate import Scores
 from distill.training.events import EpochDone, Listener, MetricsFile, StageStarted, StepDone
 from distill.training.interrupt import Interrupted, StopRequest, listen_for_stop
@@ -83,7 +83,7 @@ class Plan:
     steps: int  # in an epoch
     schedule: Scheduler
     evaluate: Callable[[nn.Module, Part], Scores]
-    test_every_epoch: bool = True  # else the test part is scored only after epochs that may be reported
+    test_every_epoch: bool = True  # else the test part is scored once, at the end: last and best weights
     patience: int = 0  # epochs without a better one by validation after which training ends; 0: it never ends early
 
     @property
@@ -167,6 +167,16 @@ def _test(task: Task, plan: Plan) -> dict[str, float]:
     return scores.named("test")
 
 
+def _test_of_best(task: Task, plan: Plan) -> dict[str, float]:
+    """Scores on test of the best epoch's weights, as its own epoch would have had them."""
+    last = {name: value.clone() for name, value in task.judged.state_dict().items()}
+    load_weights(plan.best_weights, task.judged)
+    try:
+        return plan.evaluate(task.judged, "test").named("test")
+    finally:
+        task.judged.load_state_dict(last)
+
+
 def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener, stop: StopRequest) -> None:
     task.model.train()
     began = saved = time.monotonic()
@@ -222,8 +232,11 @@ def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -
     own = task.end_epoch(progress.epoch)
     scores = _validation(task, plan)
     better = bool(scores) and _better(scores, progress.best)
-    if plan.test_every_epoch or better or _ends(plan, progress, better=better):
+    ends = _ends(plan, progress, better=better)
+    if plan.test_every_epoch or ends:
         scores |= _test(task, plan)
+    if ends and not better and progress.best and not any(name.startswith("test") for name in progress.best):
+        progress.best |= _test_of_best(task, plan)
     seconds = progress.epoch_seconds + time.monotonic() - began
     images = progress.sums.pop(_IMAGES, 0.0)
     metrics = {name: total / plan.steps for name, total in progress.sums.items()}
