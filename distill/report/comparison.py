@@ -14,7 +14,7 @@ from distill.recipe.grid import ALONE, SMOOTHING, UNTRAINED, Cell, shortest
 from distill.recipe.schema import Recipe
 from distill.report.results import CellResult
 from distill.report.stats import Paired, holm, paired
-from distill.report.verdicts import verdict
+from distill.report.verdicts import untold, verdict
 
 Network: TypeAlias = Literal["teacher", "student"]
 JUDGED = ("test_accuracy", "best_test_accuracy", "test_nll", "test_ece")  # what pairs are compared in
@@ -206,10 +206,20 @@ class Comparison:
         return None if row is reference else paired(row.values(metric), reference.values(metric))
 
     def verdicts(self) -> list[str]:
-        """A sentence for each pair of arms and each network, those with the reference first; then the controls."""
+        """A sentence for each pair of arms and each network, those with the reference first; then the controls.
+
+        Arms that have not been run are named in one sentence a network, and in no pair.
+        """
+        unrun = {network: self._unrun(network) for network in self.networks}
         found = [each for each in self.differences if each.metric == MAIN]
+        found = [each for each in found if not {each.first, each.second} & set(unrun[each.network])]
         found.sort(key=lambda each: (not each.family, self.reference not in (each.first, each.second)))
-        return [verdict(each.network, each.first, each.second, each.paired, each.p_holm, each.family) for each in found]
+        told = [verdict(each.network, each.first, each.second, each.paired, each.p_holm, each.family) for each in found]
+        return told + [untold(network, names) for network, names in unrun.items() if names]
+
+    def _unrun(self, network: Network) -> list[str]:
+        """Rows without one finished seed."""
+        return [row.name for row in self.rows if row.network == network and not row.values(MAIN)]
 
     def record(self) -> dict[str, Any]:
         """For results.json and `--json`."""

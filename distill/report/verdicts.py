@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from distill.report.stats import Paired
 
 ALPHA = 0.05
@@ -47,6 +49,11 @@ def verdict(network: str, first: str, second: str, found: Paired, p_holm: float 
         f"{whose}{first} {_beats(points)} {second} by {abs(points):.1f} points, interval {low:.1f} to {high:.1f}, "
         f"{seeds} ({correction})"
     )
+
+
+def untold(network: str, names: Sequence[str]) -> str:
+    """One sentence about arms that have no finished seed."""
+    return f"{network}s: nothing can be said about {', '.join(names)}, as no seed of them is finished"
 
 
 def _beats(points: float) -> str:

@@ -82,9 +82,25 @@ def test_an_arm_without_any_cell_has_rows_without_numbers() -> None:
     assert found.arms == ()
     assert found.chosen("onehot") is None
     assert all(set(line.split("|")[4:8]) <= {" - "} for line in markdown(found).splitlines() if "| 0 of 2 |" in line)
-    assert found.verdicts()[0].endswith("have no seed in common, so nothing can be said")
+    assert found.verdicts() == [
+        f"{network}s: nothing can be said about onehot, instance, as no seed of them is finished"
+        for network in ("teacher", "student")
+    ]
     json.dumps(found.record(), allow_nan=False)
     assert csv_text(found).count("\n") == 5
+
+
+def test_only_what_is_not_run_goes_unsaid() -> None:
+    every = {cell.key: cell for cell in grid(made("compare.controls=true").recipe)}
+    unrun = [key for key, cell in every.items() if cell.arm == "instance" and cell.control == ""]
+    found = made("compare.controls=true", missing=unrun)
+    assert [line for line in found.verdicts() if "instance" in line] == [
+        f"{network}s: nothing can be said about instance, as no seed of them is finished"
+        for network in ("teacher", "student")
+    ]
+    assert any("untrained" in line for line in found.verdicts())
+    apart = made(missing=[key for key, cell in every.items() if cell.seed == (cell.arm == "instance")])
+    assert apart.verdicts()[0] == "teachers: instance and onehot have no seed in common, so nothing can be said"
 
 
 def test_losses_are_chosen_too() -> None:
