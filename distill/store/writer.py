@@ -43,6 +43,10 @@ from distill.store.tensors import digest_of, write_tensors
 _SHARD = re.compile(r"((features|maps)-)?view\d{4,}-rows\d{9,}\.safetensors")
 _OVERWRITE = "Choose another folder, or overwrite it on purpose."
 _WRITERS_CHOICE = ("format", "k", "features", "maps", "rows", "classes", "shard_rows", "indices", "labels", "versions")
+_LARGE = (
+    "Few steps of training leave BatchNorm's running statistics far off, and a step too large does the same: train "
+    'longer or lower teacher.optimizer.lr. Or keep such logits with [export] format = "float32".'
+)
 
 Batch: TypeAlias = Sequence[Tensor | None]
 """Logits [b, C], features [b, D] and maps [b, P] of consecutive rows; None, or left out at the end: not stored."""
@@ -291,5 +295,5 @@ class LogitWriter:
         limit = self._encodings[holds].limit
         if max(-low, high) > limit:
             format = self.plan.format if holds == "logits" else "float16"
-            cure = 'Set [export] format = "float32".' if holds == "logits" else f"Set [export] {holds} = false."
+            cure = _LARGE if holds == "logits" else f"Set [export] {holds} = false."
             raise StoreError(f"{where} reach from {low:g} to {high:g}; {format} ends at {limit:g}", cure=cure)
