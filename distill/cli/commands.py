@@ -209,7 +209,8 @@ def bench(
     loaded = load(recipe, overrides)
     from distill.stages.bench import bench as measure
 
-    report = measure(loaded, rounds=rounds)
+    with _console(False, as_json) as listener:
+        report = measure(loaded, listener, rounds=rounds)
     if as_json:
         print_json(report.record())
     else:

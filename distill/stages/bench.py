@@ -25,8 +25,10 @@ from distill.data.loader import Batch, open_data
 from distill.errors import BilevelError
 from distill.labels.learned import Learned
 from distill.recipe.schema import LEARNED_RULES, Recipe
+from distill.stages.run_grid import duration
 from distill.stages.teacher import TeacherTask
 from distill.training.device import prepare_device
+from distill.training.events import Listener, Notice
 from distill.training.memory import peak_bytes
 
 GROUP = 4  # steps that are timed together: as many as the rarest variant needs for one label update
@@ -76,11 +78,12 @@ class _Variant:
     every: int = 1
 
 
-def bench(recipe: Recipe, *, rounds: int = 9) -> BenchReport:
+def bench(recipe: Recipe, listener: Listener, *, rounds: int = 9) -> BenchReport:
     """Measures the recipe's teacher.
 
     Args:
         recipe: its labels need not be learned ones: instance labels stand in.
+        listener: is told how far it has come.
         rounds: how often every variant is timed, on four steps each time.
     """
     device = prepare_device(recipe)
@@ -90,13 +93,18 @@ def bench(recipe: Recipe, *, rounds: int = 9) -> BenchReport:
     data = open_data(recipe)
     task = TeacherTask(recipe, data, device, lambda event: None)
     batches = list(_some_batches(task, GROUP + 2))
+    listener(Notice(f"{task.spec.architecture}: which estimators can take it"))
     variants, refused = _variants(task, batches)
     times: dict[str, list[float]] = {variant.name: [] for variant in variants}
     for round_number in range(-1, rounds):  # the first is a warm-up
+        began = time.monotonic()
         for variant in variants:
             seconds = _timed(variant, batches, round_number, device)
             if round_number >= 0:
                 times[variant.name].append(seconds)
+        left = (time.monotonic() - began) * (rounds - 1 - round_number)
+        done = "warmed up" if round_number < 0 else f"round {round_number + 1} of {rounds}"
+        listener(Notice(f"{done}; {duration(left)} left, then memory and agreement"))
     peaks = {variant.name: _peak(variant, batches) for variant in variants}
     cosines = _cosines(variants[0], batches, refused)
     costs = [

@@ -8,11 +8,15 @@ import pytest
 
 from distill.recipe.schema import Recipe
 from distill.stages.bench import bench
+from distill.training.events import Event, Notice
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse"])
 def test_bench_names_what_it_measured_and_what_it_did_not(divergence: str, tiny: Callable[..., Recipe]) -> None:
-    report = bench(tiny(f"teacher.labels.divergence={divergence}"), rounds=1)
+    told: list[Event] = []
+    report = bench(tiny(f"teacher.labels.divergence={divergence}"), told.append, rounds=2)
+    lines = [event.message for event in told if isinstance(event, Notice)]
+    assert [line.split(";")[0] for line in lines[1:]] == ["warmed up", "round 1 of 2", "round 2 of 2"]
     measured = {variant.name: variant for variant in report.variants}
     exact = {name for name in measured if name.split("/")[1] in ("forward-mode", "central")}
     assert len(exact) == 4
