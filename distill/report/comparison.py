@@ -210,12 +210,23 @@ class Comparison:
 
         Arms that have not been run are named in one sentence a network, and in no pair.
         """
-        unrun = {network: self._unrun(network) for network in self.networks}
-        found = [each for each in self.differences if each.metric == MAIN]
-        found = [each for each in found if not {each.first, each.second} & set(unrun[each.network])]
-        found.sort(key=lambda each: (not each.family, self.reference not in (each.first, each.second)))
+        found = self.pairs
         told = [verdict(each.network, each.first, each.second, each.paired, each.p_holm, each.family) for each in found]
-        return told + [untold(network, names) for network, names in unrun.items() if names]
+        return told + self.untold
+
+    @property
+    def untold(self) -> list[str]:
+        """The sentences about what has not been run."""
+        unrun = {network: self._unrun(network) for network in self.networks}
+        return [untold(network, names) for network, names in unrun.items() if names]
+
+    @property
+    def pairs(self) -> list[Difference]:
+        """In what verdicts are about, in their order; without arms that have not been run."""
+        unrun = {network: set(self._unrun(network)) for network in self.networks}
+        found = [each for each in self.differences if each.metric == MAIN]
+        found = [each for each in found if not {each.first, each.second} & unrun[each.network]]
+        return sorted(found, key=lambda each: (not each.family, self.reference not in (each.first, each.second)))
 
     def _unrun(self, network: Network) -> list[str]:
         """Rows without one finished seed."""

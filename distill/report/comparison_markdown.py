@@ -7,9 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from distill.recipe.grid import UNTRAINED
 from distill.report.comparison import MAIN, Comparison, Row
 from distill.report.comparison_table import (
+    ANSWERS_CAPTION,
     COLUMNS,
     LABELS,
     Column,
+    answer_headers,
+    answer_lines,
     caption,
     choice_cells,
     choice_headers,
@@ -33,6 +36,7 @@ def markdown(comparison: Comparison) -> str:
         _bullets("Verdicts", comparison.verdicts()),
         _gains(comparison),
         _labels(comparison),
+        _answers(comparison),
         _grid(comparison),
         _bullets("Arms", _assignments(comparison)),
         _bullets("Not finished", map(unfinished_line, comparison.unfinished)),
@@ -67,6 +71,13 @@ def _labels(comparison: Comparison) -> str:
         "Recall: share of the wrong ones that moved."
     )
     return f"{text}\n\n{_markdown(head, rows, 1)}" if learning else ""
+
+
+def _answers(comparison: Comparison) -> str:
+    """What the students were shown; "" where no export was measured."""
+    rows = list(answer_lines(comparison))
+    text = f"## The teachers' answers\n\n{ANSWERS_CAPTION}"
+    return f"{text}\n\n{_markdown(answer_headers(comparison), iter(rows), 1)}" if rows else ""
 
 
 def _grid(comparison: Comparison) -> str:

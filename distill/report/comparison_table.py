@@ -35,7 +35,21 @@ COLUMNS = (
 )
 TAUGHT = (Column("agreement %", "agreement", 100, 1), Column("KL to teacher", "teacher_kl", 1, 3))
 LABELS = ("given_right", "labels_right", "labels_moved", "suspects_precision", "suspects_recall")
-_CSV = (*COLUMNS, *TAUGHT, *(Column(name, name, 1, 6) for name in LABELS))
+ANSWERS = (
+    Column("entropy, nats", "answers_entropy", 1, 3),
+    Column("right %", "answers_right", 100, 1),
+    Column("wrong labels repeated %", "answers_repeated", 100, 1),
+    Column("class separation", "answers_separation", 1, 3),
+)
+ANSWERS_CAPTION = (
+    "Of each teacher's answers on the images that its students train on, at temperature 1: mean entropy; share whose "
+    "likeliest class is the true one; of the images that were given a wrong label, the share that is still answered "
+    "with it; class separation, 1 - (mean cosine distance within a class) / (mean cosine distance) of centred logits "
+    "(arXiv 2010.16402): near 1 where classes are tight, so that an answer says little beyond its class. Then the "
+    "chosen student's accuracy on test, how often its likeliest class was its teacher's in its last epoch, and the KL "
+    "divergence of the teacher's answers from its own there, in nats. Means and halves of 95 % intervals."
+)
+_CSV = (*COLUMNS, *TAUGHT, *ANSWERS, *(Column(name, name, 1, 6) for name in LABELS))
 
 
 def headers(comparison: Comparison, *, taught: bool) -> list[str]:
@@ -56,6 +70,33 @@ def lines(comparison: Comparison, *, taught: bool) -> Iterator[list[str]]:
         less = gain(comparison.against_reference(row))
         yield [name, network, seeds_of(row), *numbers, _labels_right(row), less]
         before = row.name
+
+
+def _answers(comparison: Comparison) -> tuple[Column, ...]:
+    """The measures that any teacher has: wrong labels are repeated only where there are some."""
+    rows = [row for row in comparison.rows if row.network == "teacher"]
+    return tuple(column for column in ANSWERS if any(row.values(column.metric) for row in rows))
+
+
+def answer_headers(comparison: Comparison) -> list[str]:
+    """Of the table of the teachers' answers."""
+    taught = (
+        [f"student's {column.header}" for column in (COLUMNS[0], *TAUGHT)] if comparison.recipe.compare.students else []
+    )
+    return ["labels", *(column.header for column in _answers(comparison)), *taught]
+
+
+def answer_lines(comparison: Comparison) -> Iterator[list[str]]:
+    """What each teacher answers, and its chosen student; teachers whose exports were not measured are left out."""
+    columns = _answers(comparison)
+    for row in comparison.rows:
+        if row.network == "teacher" and any(row.values(column.metric) for column in columns):
+            name = f"{row.name} (control)" if row.control else row.name
+            own = [mean_of(row, column) for column in columns]
+            if comparison.recipe.compare.students:
+                student = comparison.row(row.name, "student")
+                own += [mean_of(student, column) for column in (COLUMNS[0], *TAUGHT)]
+            yield [name, *own]
 
 
 def caption(comparison: Comparison) -> str:

@@ -16,11 +16,12 @@ from pathlib import Path
 from distill.report.calibration import calibrations, without_bins
 from distill.report.comparison import Comparison
 from distill.report.label_means import label_maps
+from distill.report.page.answers import answers
 from distill.report.page.cost import cost
 from distill.report.page.forest import forest
 from distill.report.page.heat import heat_maps
-from distill.report.page.markup import Child, Markup, el
-from distill.report.page.provenance import again, provenance, sentences
+from distill.report.page.markup import Child, Markup, el, sentences
+from distill.report.page.provenance import again, provenance
 from distill.report.page.reliability import reliability
 from distill.report.page.seeds import seeds
 from distill.report.page.table import grid_table, main_table
@@ -49,6 +50,7 @@ def page(comparison: Comparison, folder: Path) -> str:
         Section("results", "Results", main_table(comparison)),
         Section("differences", "Differences", _or_sentence(forest(comparison), _NOTHING_TO_COMPARE)),
         Section("temperature", "Accuracy against temperature", _temperatures(comparison)),
+        Section("answers", "The teachers' answers", _or_sentence(answers(comparison), _NOT_MEASURED)),
         Section("seeds", "Seed by seed", _or_sentence(seeds(comparison), _ONE_SEED)),
         Section("calibration", "Calibration", _calibration(comparison, folder)),
         Section("labels", "Learned labels", _labels(comparison, folder)),
@@ -64,6 +66,10 @@ def page(comparison: Comparison, folder: Path) -> str:
 
 _NOTHING_TO_COMPARE = "There are no two networks that have a seed in common."
 _ONE_SEED = "Seeds are not compared: there is one seed, or one arm."
+_NOT_MEASURED = (
+    "Not shown: no teacher's answers were measured. They are when its logits are exported; for a run of an earlier "
+    "version of this program `distill export --teacher RUN` does it."
+)
 _NO_TEMPERATURES = "Not shown: no teacher has students at two temperatures or losses."
 _NO_BINS = "Not shown: no run has a reliability.json, as those of earlier versions of this program have not."
 _NO_LABELS = "Not shown: no finished teacher of this comparison learned its labels."

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distill.errors import RunError, UserError
 from distill.recipe.grid import Cell
-from distill.report.runs import Run, open_run
+from distill.report.runs import Run, StageRecord, open_run
 from distill.store.atomic import read_json, writable_folder, write_json
 
 CELLS = "cells"  # in a comparison's folder
@@ -117,6 +117,11 @@ def read_result(folder: Path, cell: Cell) -> CellResult:
         return CellResult(cell, "missing", error.message)
 
 
+def _answers(export: StageRecord) -> dict[str, float]:
+    """What a teacher's answers are like; they were measured when they were exported."""
+    return {name: value for name, value in export.metrics.items() if name.startswith("answers_")}
+
+
 def _result(folder: Path, cell: Cell, record: CellRecord) -> CellResult:
     place = folder / record.run
     if not place.resolve().is_relative_to(folder.resolve()):
@@ -132,7 +137,7 @@ def _result(folder: Path, cell: Cell, record: CellRecord) -> CellResult:
         run=record.run,
         temperature=run.recipe.student.loss.temperature if cell.kind == "student" else None,
         seconds=stage.seconds + (export.seconds if export else 0.0),
-        metrics=dict(stage.metrics),
+        metrics={**stage.metrics, **(_answers(export) if export else {})},
         provenance={
             "digest": stage.digest,
             "commit": stage.commit,

@@ -17,6 +17,7 @@ from distill.models.maps import Stage
 from distill.recipe.digest import export_digest
 from distill.recipe.schema import Recipe
 from distill.report.runs import Run, locked
+from distill.stages.answers import MEASURED, answers_of
 from distill.stages.finished import (
     STORE,
     few_images,
@@ -62,6 +63,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     folder = run.folder / STORE
     origin = origin_of(data, recipe, weights_sha256)
     if run.done("export", wanted) and _is_whole(folder, origin):
+        _measure_an_old_one(run, data)
         listener(StageSkipped("export", str(run.folder), "already exported with the same inputs"))
         return folder
     check_k(recipe, data)
@@ -92,11 +94,27 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         _write_missing(writer, model, data, recipe, rows, device, stages, listener)
         files = _digests(folder, writer.finish())
         size = sum((run.folder / name).stat().st_size for name in files)
-        metrics = {"seconds": time.monotonic() - began, "megabytes": size / 1e6, "rows": float(rows.numel())}
+        metrics = {"megabytes": size / 1e6, "rows": float(rows.numel()), **_measured(folder, data)}
+        metrics["seconds"] = time.monotonic() - began
         run.finish("export", wanted, metrics, files, describe_device(device))
         done = StageDone("export", str(run.folder), metrics["seconds"], run.metrics("export"))
         fan_out(MetricsFile(run.folder / "metrics.jsonl"), listener)(done)
     return folder
+
+
+def _measured(folder: Path, data: ImageData) -> dict[str, float]:
+    """What the answers are like, for a comparison to tell why its students differ."""
+    return answers_of(LogitStore.open(folder, reconstruct=True), data.labels.given, data.labels.true)
+
+
+def _measure_an_old_one(run: Run, data: ImageData) -> None:
+    """Exports of earlier versions of this program were not measured; nothing else about theirs changes."""
+    stage = run.record.stages["export"]
+    if MEASURED in stage.metrics:
+        return
+    with locked(run.folder):
+        metrics = {**stage.metrics, **_measured(run.folder / STORE, data), "seconds": stage.seconds}
+        run.finish("export", stage.digest, metrics, stage.files, stage.machine["device"])
 
 
 def check_k(recipe: Recipe, data: ImageData) -> None:

@@ -38,10 +38,13 @@ def metrics(cell: Cell) -> Mapping[str, float]:
     curve = 0.0 if cell.temperature is None else -0.004 * abs(float(np.log2(cell.temperature)) - 2)
     accuracy = 0.88 + _GAIN.get(cell.arm, 0.0) + common + curve + float(source.normal(0, 0.003))
     learned = {"labels_right": 0.93, "labels_moved": 0.27} if "stance" in cell.arm else {}
+    answers = {"answers_entropy": 0.21, "answers_right": 0.91, "answers_repeated": 0.04, "answers_separation": 0.83}
+    told = answers if cell.kind == "teacher" else {"agreement": 0.9, "teacher_kl": 0.12}
     fixed = {name: METRICS[name] for name in ("best_epoch", "given_right")}
     return {
         **fixed,
         **learned,
+        **told,
         "test_accuracy": accuracy,
         "best_test_accuracy": accuracy + 0.002,
         "validation_accuracy": accuracy + float(source.normal(0, 0.002)),

@@ -90,6 +90,28 @@ def test_an_arm_without_any_cell_has_rows_without_numbers() -> None:
     assert csv_text(found).count("\n") == 5
 
 
+ANSWERS = {"answers_entropy": 0.5, "answers_right": 0.8, "answers_separation": 0.6}
+
+
+def test_what_the_teachers_answer_stands_beside_how_their_students_did() -> None:
+    def metrics(cell: Cell) -> Mapping[str, float]:
+        wrong = {"answers_repeated": 0.25} if cell.arm == "onehot" else {}
+        told = {**ANSWERS, **wrong} if cell.kind == "teacher" else {"agreement": 0.75, "teacher_kl": 0.125}
+        return METRICS | told
+
+    text = markdown(made(metrics=metrics))
+    assert "## The teachers' answers" in text
+    assert (
+        "| onehot | 0.500 ± 0.000 | 80.0 ± 0.0 | 25.0 ± 0.0 | 0.600 ± 0.000 | 98.8 ± 0.0 | 75.0 ± 0.0 | 0.125 ± 0"
+        in text
+    )
+    assert "| instance | 0.500 ± 0.000 | 80.0 ± 0.0 | - | 0.600 ± 0.000 |" in text
+    alone = markdown(made("compare.students=false", metrics=lambda cell: METRICS | ANSWERS))
+    assert "| labels | entropy, nats | right % | class separation |\n" in alone
+    assert "The teachers' answers" not in markdown(made())
+    assert "answers_separation_mean" in csv_text(made(metrics=metrics))
+
+
 def test_only_what_is_not_run_goes_unsaid() -> None:
     every = {cell.key: cell for cell in grid(made("compare.controls=true").recipe)}
     unrun = [key for key, cell in every.items() if cell.arm == "instance" and cell.control == ""]

@@ -26,7 +26,8 @@ from tests.report.made import made
 from tests.report.pages import HOSTILE, LARGE, TEACHERS, hostile, large, metrics, with_runs
 
 SECTIONS = (
-    "verdict", "results", "differences", "temperature", "seeds", "calibration", "labels", "cost", "provenance", "again"
+    "verdict", "results", "differences", "temperature", "answers", "seeds", "calibration", "labels", "cost",
+    "provenance", "again",
 )  # fmt: skip
 VOID = {"meta", "link", "br"}
 
@@ -94,6 +95,7 @@ def test_every_figure_is_there(written: tuple[str, Parsed]) -> None:
     assert parsed.count("temperature", "svg", "chart") == 5
     assert parsed.count("temperature", "circle", "ring") == 5 + 1  # and the legend's
     assert parsed.count("temperature", "tr", "chosen") == 6
+    assert parsed.count("answers", "tr") == 1 + 6  # five arms, the untrained
     assert parsed.count("seeds", "svg", "chart") == 2
     assert parsed.count("seeds", "polyline", "seed") >= 2 * 5
     assert parsed.count("calibration", "svg", "chart") == 14
@@ -108,6 +110,8 @@ def test_the_numbers_are_those_of_the_table(written: tuple[str, Parsed]) -> None
     assert "Instance" not in words["verdict"]  # names are not changed
     assert "instance beats onehot by 2." in words["verdict"]
     assert "70.0 → 93.0" in words["results"]
+    for number in ("0.210", "91.0", "4.0", "0.830", "90.0", "0.120"):
+        assert number in words["answers"], number
     assert "61.5" in words["cost"]
     assert "not claimed" in words["cost"]
     for fact in ("torch 2.9.0", "0123456789ab", "ab" * 6, "158 of 160", "2026-01-02 03:04", "the disk is full"):
@@ -172,7 +176,7 @@ def test_a_comparison_without_anything_says_so(tmp_path: Path) -> None:
     parsed = Parsed(text)
     assert tuple(section for tag, _, section in parsed.elements if tag == "section") == SECTIONS
     assert "0 of 160 cells finished" in text
-    for section in ("differences", "temperature", "seeds", "calibration", "labels", "cost"):
+    for section in ("differences", "temperature", "answers", "seeds", "calibration", "labels", "cost"):
         assert parsed.count(section, "svg") == 0
         assert parsed.count(section, "p") == 1
 

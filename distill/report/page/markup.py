@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 _VOID = {"meta", "link", "br", "line", "circle", "rect", "path", "polyline"}  # have no content
@@ -60,3 +60,8 @@ def _attribute(name: str, value: Attribute) -> str:
     name = name.rstrip("_").replace("_", "-")
     name = "viewBox" if name == "viewbox" else name
     return f" {name}" if value is True else f' {name}="{html.escape(clean(str(value)))}"'
+
+
+def sentences(items: Sequence[str]) -> Markup | None:
+    """Remarks under a figure."""
+    return el("ul", [el("li", item) for item in items], class_="notes") if items else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from distill.recipe.load import dump_recipe
@@ -122,8 +122,3 @@ def copied(name: str, words: str, class_: str = "") -> Markup:
     """Text that can be copied with a button; the button is shown where scripts run."""
     button = el("button", "Copy", type="button", hidden=True, data_copy=name, aria_label=f"Copy the {name}")
     return el("div", el("pre", el("code", words), id=name, tabindex=0), button, class_=f"copy {class_}".rstrip())
-
-
-def sentences(items: Sequence[str]) -> Markup | None:
-    """Remarks under a figure."""
-    return el("ul", [el("li", item) for item in items], class_="notes") if items else None

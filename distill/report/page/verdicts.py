@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distill.report.comparison import MAIN, Comparison, Difference, Network
-from distill.report.page.markup import Markup, el
+from distill.report.comparison import Comparison, Difference, Network
+from distill.report.page.markup import Markup, el, sentences
 from distill.report.page.numbers import SIGNS, claim, typeset
 from distill.report.verdicts import verdict
 
@@ -15,14 +15,14 @@ _WORDS = {"up": "better", "down": "worse", "open": "no difference claimed"}
 
 def verdicts(comparison: Comparison) -> Markup:
     """Students before teachers, each against the reference; all other pairs folded away."""
-    found = [each for each in comparison.differences if each.metric == MAIN]
+    found = comparison.pairs
     mine = [each for each in found if each.family and comparison.reference in (each.first, each.second)]
     rest = [each for each in found if each not in mine]
-    if not found:
+    if not comparison.differences:
         names = " and ".join(comparison.recipe.compare.names)
         return el("p", f"Nothing is compared: there is only {names}.", class_="lead")
     blocks = [_block(mine, network) for network in ("student", "teacher")]
-    return el("div", blocks, _folded(rest))
+    return el("div", blocks, _folded(rest), sentences(comparison.untold))
 
 
 def _block(found: Sequence[Difference], network: Network) -> Markup | None:
