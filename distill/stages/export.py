@@ -114,7 +114,7 @@ def _measure_an_old_one(run: Run, data: ImageData) -> None:
         return
     with locked(run.folder):
         metrics = {**stage.metrics, **_measured(run.folder / STORE, data), "seconds": stage.seconds}
-        run.finish("export", stage.digest, metrics, stage.files, stage.machine["device"])
+        run.finish("export", stage.digest, metrics, stage.files, stage.machine.get("device", ""))
 
 
 def check_k(recipe: Recipe, data: ImageData) -> None:
