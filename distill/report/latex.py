@@ -11,7 +11,7 @@ from distill.report.label_report import printable
 _SPECIAL = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    '"': r"\textquotedbl{}", "±": r"$\pm$", "→": r"$\to$",
+    '"': "''", "±": r"$\pm$", "→": r"$\to$",
 }  # fmt: skip
 _NEGATIVE = re.compile(r"(?<![\w.)-])-(?=\d)")
 _WORDS = 2  # leading columns that are no numbers
