@@ -63,7 +63,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     folder = run.folder / STORE
     origin = origin_of(data, recipe, weights_sha256)
     if run.done("export", wanted) and _is_whole(folder, origin):
-        _measure_an_old_one(run, data)
+        _measure_an_old_one(run, data, recipe)
         listener(StageSkipped("export", str(run.folder), "already exported with the same inputs"))
         return folder
     check_k(recipe, data)
@@ -94,7 +94,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         _write_missing(writer, model, data, recipe, rows, device, stages, listener)
         files = _digests(folder, writer.finish())
         size = sum((run.folder / name).stat().st_size for name in files)
-        metrics = {"megabytes": size / 1e6, "rows": float(rows.numel()), **_measured(folder, data)}
+        metrics = {"megabytes": size / 1e6, "rows": float(rows.numel()), **_measured(folder, data, recipe)}
         metrics["seconds"] = time.monotonic() - began
         run.finish("export", wanted, metrics, files, describe_device(device))
         done = StageDone("export", str(run.folder), metrics["seconds"], run.metrics("export"))
@@ -102,18 +102,22 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     return folder
 
 
-def _measured(folder: Path, data: ImageData) -> dict[str, float]:
-    """What the answers are like, for a comparison to tell why its students differ."""
-    return answers_of(LogitStore.open(folder, reconstruct=True), data.labels.given, data.labels.true)
+def _measured(folder: Path, data: ImageData, recipe: Recipe) -> dict[str, float]:
+    """What the answers are like, for a comparison to tell why its students differ.
+
+    Of mixed images it is the entropy alone: they have two labels, so no answer is the right one.
+    """
+    found = answers_of(LogitStore.open(folder, reconstruct=True), data.labels.given, data.labels.true)
+    return {MEASURED: found[MEASURED]} if recipe.views.mixes else found
 
 
-def _measure_an_old_one(run: Run, data: ImageData) -> None:
+def _measure_an_old_one(run: Run, data: ImageData, recipe: Recipe) -> None:
     """Exports of earlier versions of this program were not measured; nothing else about theirs changes."""
     stage = run.record.stages["export"]
     if MEASURED in stage.metrics:
         return
     with locked(run.folder):
-        metrics = {**stage.metrics, **_measured(run.folder / STORE, data), "seconds": stage.seconds}
+        metrics = {**stage.metrics, **_measured(run.folder / STORE, data, recipe), "seconds": stage.seconds}
         run.finish("export", stage.digest, metrics, stage.files, stage.machine.get("device", ""))
 
 

@@ -99,3 +99,8 @@ def test_every_export_is_measured_once(tiny, tmp_path: Path, monkeypatch: pytest
     assert run.record.stages["export"].seconds == stage.seconds
     monkeypatch.setattr(answers, "measured", lambda *given: pytest.fail("measured again"))
     export_teacher(run, recipe, lambda event: None)
+
+
+def test_of_mixed_images_no_answer_is_counted_right(tiny) -> None:
+    run, _ = run_pipeline(tiny("views.mixup=0.4", "teacher.labels.rule=onehot"), lambda event: None)
+    assert {name for name in run.metrics("export") if name.startswith("answers")} == {"answers_entropy"}
