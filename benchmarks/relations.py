@@ -1,12 +1,11 @@
 """docs/relations.md: do learned labels know which classes are alike? Over the seeds of a comparison.
 
-For each seed, the class means of one arm's learned labels against the confusions, on the test part, of another arm's
-teacher of the *next* seed, which has seen other images, other noise and other weights. Spearman's rank correlation over
-the ordered pairs of classes, its p value by Mantel's test, and over the seeds a mean and a 95 % interval. The picture
-is that of the first seed.
+For each comparison that is named, as FOLDER:ARM:OTHER, and each seed, the class means of the one arm's learned labels
+against the confusions, on the test part, of the other arm's teacher of the *next* seed, which has seen other images,
+other noise and other weights. Spearman's rank correlation over the ordered pairs of classes, its p value by Mantel's
+test, and over the seeds a mean and a 95 % interval.
 
-Run: python benchmarks/relations.py checkpoints/memorising-compare --labels instance --confusions onehot \\
-         --out docs/relations.md
+Run: python benchmarks/relations.py checkpoints/memorising-compare:instance:onehot ... --out docs/relations.md
 """
 
 from __future__ import annotations
@@ -24,10 +23,14 @@ from distill.stages.relations import relate
 
 HEAD = """# Class relations
 
-Made by `python benchmarks/relations.py {folder} --labels {labels} --confusions {confusions}`; nothing here is written
-by hand. Class means of the labels that `{labels}` learned, against the confusions of the `{confusions}` teacher of the
-next seed on its test part: Spearman's rank correlation over the {pairs} ordered pairs of classes. One seed's p value is
-Mantel's: the share of renamings of the classes that correlate as well.
+Made by `python benchmarks/relations.py {given}`; nothing here is written by hand.
+Class means of learned labels, against the confusions of a teacher of the next seed on its test part: Spearman's rank
+correlation over the ordered pairs of classes. One seed's p value is Mantel's: the share of renamings of the classes
+that correlate as well.
+"""
+
+SECTION = """
+## {name}: labels of `{labels}`, confusions of `{confusions}`
 
 | labels' seed | confusions' seed | rank correlation | p |
 | ---: | ---: | ---: | ---: |
@@ -56,24 +59,30 @@ def interval(found: Summary) -> str:
     return f"mean {found.mean:.2f}, 95 % interval {found.interval[0]:.2f} to {found.interval[1]:.2f}, {found.n} seeds"
 
 
+def section(named: str, beside: Path) -> str:
+    """Markdown of one comparison, with its picture laid beside the page."""
+    path, labels, confusions = named.rsplit(":", 2)
+    folder = Path(path)
+    name = folder.name.removesuffix("-compare")
+    found = related(folder, labels, confusions, folder / "relations" / labels)
+    text = SECTION.format(name=name, labels=labels, confusions=confusions)
+    text += "".join(f"| {a} | {b} | {r.correlation:.3f} | {r.p_value:.4f} |\n" for (a, b), r in found.items())
+    first = next(iter(found.values()))
+    values = summary([r.correlation for r in found.values()])
+    text += f"\nRank correlation over {first.pairs} pairs: {interval(values)}. The picture is of the first row.\n"
+    picture = beside / f"relations-{name}-{labels}.png"
+    shutil.copyfile(first.picture, picture)
+    return text + f"\n![learned labels and confusions]({picture.name})\n"
+
+
 def main() -> None:
-    """Writes the page and its picture."""
+    """Writes the page and its pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--labels", default="instance")
-    parser.add_argument("--confusions", default="onehot")
+    parser.add_argument("comparisons", nargs="+", metavar="FOLDER:ARM:OTHER")
     parser.add_argument("--out", type=Path, default=Path("docs/relations.md"))
     given = parser.parse_args()
-    pictures = given.folder / "relations"
-    found = related(given.folder, given.labels, given.confusions, pictures)
-    first = next(iter(found.values()))
-    named = {"labels": given.labels, "confusions": given.confusions, "pairs": first.pairs}
-    text = HEAD.format(folder=f"checkpoints/{given.folder.name}", **named)
-    text += "".join(f"| {a} | {b} | {r.correlation:.3f} | {r.p_value:.4f} |\n" for (a, b), r in found.items())
-    text += f"\nRank correlation: {interval(summary([r.correlation for r in found.values()]))}.\n"
-    picture = given.out.with_suffix(".png")
-    shutil.copyfile(first.picture, picture)
-    text += f"\n![learned labels and confusions]({picture.name})\n"
+    names = " ".join(f"checkpoints/{Path(named).name}" for named in given.comparisons)
+    text = HEAD.format(given=names) + "".join(section(named, given.out.parent) for named in given.comparisons)
     given.out.write_text(text)
     print(text)
 
