@@ -139,7 +139,7 @@ def require(kind: Kind) -> None:
     if missing:
         raise RunError(
             f"the export to ONNX needs {', '.join(missing)}",
-            cure="run `pip install 'distill[onnx]'`, or export with torch-export, which needs nothing more.",
+            cure="run `pip install onnx onnxruntime onnxscript`, or export with torch-export, which needs no more.",
         )
 
 

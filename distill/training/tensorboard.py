@@ -36,9 +36,7 @@ def tensorboard_listener() -> Iterator[Listener]:
         StoreError: on entering never; the listener raises it when a file cannot be written.
     """
     if find_spec("tensorboard") is None:
-        raise RunError(
-            "curves for TensorBoard need the package tensorboard", cure="run `pip install 'distill[tensorboard]'`."
-        )
+        raise RunError("curves for TensorBoard need the package tensorboard", cure="run `pip install tensorboard`.")
     listener = _TensorBoard()
     try:
         yield listener

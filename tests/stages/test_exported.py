@@ -209,7 +209,7 @@ def test_missing_packages(student: Callable[..., Run], monkeypatch: pytest.Monke
     monkeypatch.setattr(exported, "find_spec", lambda name: None if name == "onnxscript" else object())
     with pytest.raises(RunError, match="ONNX needs onnxscript") as caught:
         export_student(run, "onnx")
-    assert "pip install 'distill[onnx]'" in caught.value.cure
+    assert "pip install onnx onnxruntime onnxscript" in caught.value.cure
     assert not (run.folder / EXPORTED).exists()
 
 
