@@ -23,8 +23,9 @@ from distill.report.comparison_table import Column, mean_of
 HEAD = """# Results
 
 Made by `python benchmarks/results.py {recipes}` from the folders of the comparisons, which the commands below make and
-go on with; nothing here is written by hand. Every number is of the test part, which chose nothing: validation chose
-epochs, and what the recipes set was chosen on validation images of a seed that is not among those reported.
+go on with; nothing here is written by hand. Every number but those of searches is of the test part, which chose nothing:
+validation chose epochs, and what the recipes set was chosen on validation images of seeds that are not among those
+reported.
 """
 
 
@@ -40,12 +41,13 @@ def sections(recipes: Sequence[Path], checkpoints: str) -> Iterator[str]:
             yield f"Not there: {error.message.replace(checkpoints, 'checkpoints')}."
             continue
         yield cost(comparison)
-        yield searched(comparison) if len(comparison.seeds) == 1 else demoted(markdown(comparison))
+        yield searched(comparison) if recipe.name.startswith("search_") else demoted(markdown(comparison))
 
 
 def searched(comparison: Comparison) -> str:
-    """Of one seed, on which nothing can be claimed but settings can be chosen: what validation says of each."""
-    text = f"Seed {comparison.seeds[0]}, validation part; nothing here is of the test part, as nothing is claimed."
+    """Of seeds that nothing is claimed on, but settings are chosen by: what validation says of each."""
+    seeds = ", ".join(map(str, comparison.seeds))
+    text = f"Validation part, seed {seeds}; nothing here is of the test part, as nothing is claimed."
     lines = [
         "| arm | last epoch % | best epoch % | NLL | labels right % | sets |",
         "| --- |" + " ---: |" * 4 + " --- |",
