@@ -23,9 +23,9 @@ from distill.report.comparison_table import Column, mean_of
 HEAD = """# Results
 
 Made by `python benchmarks/results.py {recipes}` from the folders of the comparisons, which the commands below make and
-go on with; nothing here is written by hand. Every number but those of searches is of the test part, which chose nothing:
-validation chose epochs, and what the recipes set was chosen on validation images of seeds that are not among those
-reported.
+go on with; nothing here is written by hand. Every number but those of searches is of the test part, which chose
+nothing: validation chose epochs, and what the recipes set was chosen on validation images of seeds that are not among
+those reported.
 """
 
 
