@@ -1,47 +1,74 @@
-"""docs/results.md from the folders of finished comparisons: nothing in it is written by hand.
+"""docs/results.md and docs/results/ from comparisons that were made: nothing in them is written by hand.
 
-Each recipe's section has the command that makes it, its opening comment, and the tables and verdicts that
-`distill compare` wrote. A recipe whose comparison is not there, or not whole, says so.
+Each recipe has a page with the command that makes it, its opening comment, and the tables and verdicts that
+`distill compare` wrote; and beside the page, in a folder of the same name, its recipe and every cell's numbers, from
+which `distill compare --report-only` makes the tables again. A recipe's page is made of the runs that are there and of
+the numbers that were kept before; results.md lists the pages.
 
-Run: python benchmarks/results.py recipes/labels/*.toml --checkpoints checkpoints --out docs/results.md
+Run: python benchmarks/results.py recipes/labels/*.toml --checkpoints checkpoints --out docs
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from distill.errors import UserError
 from distill.recipe.grid import comparison_folder
 from distill.recipe.load import load_recipe
 from distill.report.comparison import Comparison
-from distill.report.comparison_folder import read_comparison
+from distill.report.comparison_folder import COMPARISON, read_comparison, write_plan
 from distill.report.comparison_markdown import markdown
 from distill.report.comparison_table import Column, mean_of
+from distill.report.published import without_runs, write_results
+from distill.store.atomic import writable_folder
 
-HEAD = """# Results
+INDEX = """# Results
 
-Made by `python benchmarks/results.py {recipes}` from the folders of the comparisons, which the commands below make and
-go on with; nothing here is written by hand. Every number but those of searches is of the test part, which chose
-nothing: validation chose epochs, and what the recipes set was chosen on validation images of seeds that are not among
-those reported.
+{listed}
+
+Made by `python benchmarks/results.py RECIPE...` from the folders of the comparisons, which the commands on the pages
+make and go on with; nothing in them is written by hand. Every number but those of searches is of the test part, which
+chose nothing: validation chose epochs, and what the recipes set was chosen on validation images of seeds that are not
+among those reported. Where a page links to them, every cell's numbers are kept beside it, and
+`distill compare --report-only FOLDER` draws tables, verdicts and a page from them, with other runs if you like.
 """
 
 
-def sections(recipes: Sequence[Path], checkpoints: str) -> Iterator[str]:
-    """Markdown, a section a recipe."""
+def page(path: Path, comparison: Comparison) -> str:
+    """Markdown of one recipe."""
+    name = path.stem
+    parts = [f"# {name}", opening(path), f"```sh\ndistill compare {path.as_posix()} --jobs 2\n```"]
+    parts.append(f"{cost(comparison)} [Every cell's numbers]({name}/results.json).")
+    parts.append(searched(comparison) if name.startswith("search_") else body(markdown(comparison)))
+    return "\n\n".join(parts) + "\n"
+
+
+def known(path: Path, checkpoints: str, kept: Path) -> Comparison | None:
+    """What the runs and the numbers that were kept know of a recipe; None: nothing."""
+    recipe = load_recipe(path, [f'checkpoints="{checkpoints}"'])
+    places = [comparison_folder(recipe), kept / path.stem]
+    there = [place for place in places if (place / COMPARISON).is_file()]
+    return without_runs(read_comparison(there)) if there else None
+
+
+def keep(comparison: Comparison, folder: Path) -> None:
+    """Its recipe and every cell's numbers."""
+    writable_folder(folder)
+    write_plan(comparison.recipe, folder)
+    write_results(comparison, folder)
+
+
+def index(recipes: Sequence[Path], pages: Path) -> str:
+    """A line for each page, with the first sentence of its recipe."""
+    lines = []
     for path in recipes:
-        recipe = load_recipe(path, [f'checkpoints="{checkpoints}"'])
-        yield f"## {recipe.name}\n\n{opening(path)}"
-        yield f"```sh\ndistill compare {path.as_posix()} --jobs 2\n```"
-        try:
-            comparison = read_comparison([comparison_folder(recipe)])
-        except UserError as error:
-            yield f"Not there: {error.message.replace(checkpoints, 'checkpoints')}."
-            continue
-        yield cost(comparison)
-        yield searched(comparison) if recipe.name.startswith("search_") else demoted(markdown(comparison))
+        there = pages / f"{path.stem}.md"
+        if there.is_file():
+            first = " ".join(opening(path).split("\n\n")[0].split()).split(". ")[0].rstrip(".:")
+            lines.append(f"- [{path.stem}]({pages.name}/{there.name}): {first}")
+    return INDEX.format(listed="\n".join(lines))
 
 
 def searched(comparison: Comparison) -> str:
@@ -84,24 +111,38 @@ def cost(comparison: Comparison) -> str:
     return f"{len(done)} of {len(comparison.results)} cells, {hours:.1f} hours of one core."
 
 
-def demoted(text: str) -> str:
-    """Without its title, and its headings a level lower."""
-    lines = text.split("\n")[2:]
-    return "\n".join(f"#{line}" if line.startswith("## ") else line for line in lines).rstrip()
+def body(text: str) -> str:
+    """Without its title."""
+    return "\n".join(text.split("\n")[2:]).rstrip()
 
 
 def main() -> None:
-    """Writes the page."""
+    """Writes the pages and their list."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", type=Path, nargs="+")
     parser.add_argument("--checkpoints", default="checkpoints")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("docs"))
     given = parser.parse_args()
-    named = " ".join(path.as_posix() for path in given.recipes)
-    text = "\n\n".join([HEAD.format(recipes=named).rstrip(), *sections(given.recipes, given.checkpoints)]) + "\n"
-    print(text)
-    if given.out:
-        given.out.write_text(text)
+    pages = writable_folder(given.out / "results")
+    for path in given.recipes:
+        try:
+            comparison = known(path, given.checkpoints, pages)
+        except UserError as error:
+            print(f"{path}: {error.message}")
+            continue
+        if comparison is None:
+            print(f"{path}: nothing is known of it")
+            continue
+        keep(comparison, pages / path.stem)
+        (pages / f"{path.stem}.md").write_text(page(path, comparison))
+        print(f"{path}: {cost(comparison)}")
+    everything = sorted({*given.recipes, *Path("recipes/labels").glob("*.toml")}, key=_order)
+    (given.out / "results.md").write_text(index(everything, pages))
+
+
+def _order(path: Path) -> tuple[bool, str]:
+    """Searches last."""
+    return path.stem.startswith("search_"), path.stem
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ def without_bins(comparison: Comparison, found: Sequence[Calibration]) -> list[R
 
 
 def _read(folder: Path, result: CellResult) -> tuple[Bin, ...] | None:
+    if not result.run:  # a published comparison has none
+        return None
     accuracy, ece = (result.metrics.get(name, -1.0) for name in ("test_accuracy", "test_ece"))
     return read_bins(run_folder(folder, result), accuracy, ece)
 

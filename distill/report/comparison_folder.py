@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from distill.errors import RunError
 from distill.recipe.compare import CompareRecipe
@@ -18,12 +19,14 @@ from distill.report.comparison_markdown import markdown
 from distill.report.comparison_table import csv_text
 from distill.report.html import page
 from distill.report.latex import latex
+from distill.report.published import is_published, published, write_results
 from distill.report.results import CellResult, read_result
-from distill.store.atomic import write_bytes, write_json
+from distill.store.atomic import write_bytes
 
 COMPARISON = "comparison.toml"  # the recipe of a comparison's folder
+_Reader: TypeAlias = Callable[[Cell], CellResult]
 _STATES = ("finished", "failed", "missing")  # the best first
-RESULTS, TABLE, CSV, TEX, PAGE = "results.json", "table.md", "table.csv", "table.tex", "report.html"
+TABLE, CSV, TEX, PAGE = "table.md", "table.csv", "table.tex", "report.html"
 
 
 def write_plan(recipe: Recipe, folder: Path) -> None:
@@ -35,7 +38,7 @@ def write_plan(recipe: Recipe, folder: Path) -> None:
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
     """results.json, table.md, table.csv, table.tex and report.html."""
-    write_json(folder / RESULTS, {"schema_version": 1, **comparison.record()})
+    write_results(comparison, folder)
     write_bytes(folder / TABLE, markdown(comparison).encode())
     write_bytes(folder / CSV, csv_text(comparison).encode())
     write_bytes(folder / TEX, latex(comparison).encode())
@@ -46,17 +49,18 @@ def read_comparison(folders: Sequence[Path]) -> Comparison:
     """What is known of a comparison, from its folders alone.
 
     Several folders hold parts of one comparison, other seeds for example: they agree in all but `[compare]`, and where
-    both have a cell the first one's counts.
+    both have a cell the first one's counts. A folder without runs is read from its results.json.
 
     Raises:
-        RunError: one is no comparison's folder, or they are parts of different comparisons.
+        RunError: one is no comparison's folder, or they are parts of different comparisons, or results.json is damaged.
         RecipeError: a recipe is damaged.
     """
     recipes = [_recipe(folder) for folder in folders]
     merged = recipes[0]
     for folder, recipe in zip(folders[1:], recipes[1:], strict=True):
         merged = _merged(merged, recipe, f"{folder}: not a part of the comparison in {folders[0]}")
-    return Comparison(merged, tuple(_result(folders, cell) for cell in grid(merged)))
+    readers = [_reader(folder, recipe) for folder, recipe in zip(folders, recipes, strict=True)]
+    return Comparison(merged, tuple(_result(folders, readers, cell) for cell in grid(merged)))
 
 
 def _recipe(folder: Path) -> Recipe:
@@ -68,9 +72,13 @@ def _recipe(folder: Path) -> Recipe:
     return load_recipe(folder / COMPARISON)
 
 
-def _result(folders: Sequence[Path], cell: Cell) -> CellResult:
+def _reader(folder: Path, recipe: Recipe) -> _Reader:
+    return published(folder, recipe) if is_published(folder) else partial(read_result, folder)
+
+
+def _result(folders: Sequence[Path], readers: Sequence[_Reader], cell: Cell) -> CellResult:
     """The best that the folders know of a cell; with several folders its run is named from here."""
-    found = [(folder, read_result(folder, cell)) for folder in folders]
+    found = [(folder, read(cell)) for folder, read in zip(folders, readers, strict=True)]
     folder, result = min(found, key=lambda each: _STATES.index(each[1].state))
     return replace(result, run=(folder / result.run).as_posix()) if result.run and len(folders) > 1 else result
 

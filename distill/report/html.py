@@ -71,8 +71,11 @@ _NOT_MEASURED = (
     "version of this program `distill export --teacher RUN` does it."
 )
 _NO_TEMPERATURES = "Not shown: no teacher has students at two temperatures or losses."
-_NO_BINS = "Not shown: no run has a reliability.json, as those of earlier versions of this program have not."
-_NO_LABELS = "Not shown: no finished teacher of this comparison learned its labels."
+_NO_BINS = (
+    "Not shown: no run has a reliability.json, as those of earlier versions of this program have not, and numbers that "
+    "are reported without their runs."
+)
+_NO_LABELS = "Not shown: there is no run of a finished teacher that learned its labels."
 
 
 def _asset(name: str) -> str:

@@ -61,7 +61,7 @@ def label_maps(comparison: Comparison, folder: Path) -> tuple[LabelMaps | None, 
         for arm in comparison.recipe.compare.names:
             result = comparison.row(arm, "teacher").results.get(seed)
             try:
-                means = None if result is None else _of_run(run_folder(folder, result))
+                means = _of_run(run_folder(folder, result)) if result is not None and result.run else None
             except (UserError, OSError) as error:
                 problems.append(str(error).splitlines()[0])
                 continue

@@ -1,0 +1,77 @@
+"""Pages of docs/results: of runs that are there, of numbers that were kept, and of both; their list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import results
+from distill.report.comparison_folder import read_comparison
+from tests.report.made import made
+
+ROOT = Path(__file__).parent.parent.parent
+RECIPE = """# Two rules, compared. More of it.
+#
+#     distill compare recipes/labels/r.toml --jobs 2
+#
+# Five seeds.
+
+name = "r"
+
+[compare]
+teachers = ["onehot", "instance"]
+seeds = [0, 1]
+controls = false
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "r.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def test_a_page_is_made_of_the_numbers_that_were_kept(tmp_path: Path, recipe: Path) -> None:
+    results.keep(made(missing=["instance-s1"]), tmp_path / "results" / "r")
+    found = results.known(recipe, str(tmp_path / "nowhere"), tmp_path / "results")
+    assert found is not None
+    text = results.page(recipe, found)
+    assert text.startswith("# r\n\nTwo rules, compared. More of it.\n\nFive seeds.\n\n```sh\ndistill compare ")
+    assert "7 of 8 cells" in text
+    assert "(r/results.json)" in text
+    assert "\n## Verdicts\n" in text
+    assert "teacher instance, seed 1" in text
+
+
+def test_runs_count_before_what_was_kept(tmp_path: Path, recipe: Path) -> None:
+    results.keep(made("compare.seeds=0"), tmp_path / "c" / "r-compare")
+    results.keep(made("compare.seeds=0,1"), tmp_path / "results" / "r")
+    found = results.known(recipe, str(tmp_path / "c"), tmp_path / "results")
+    assert found is not None
+    assert found.seeds == (0, 1)
+    assert results.known(recipe, str(tmp_path / "nowhere"), tmp_path / "none") is None
+
+
+def test_a_search_is_shown_by_validation_alone(tmp_path: Path) -> None:
+    path = tmp_path / "search_r.toml"
+    path.write_text(RECIPE)
+    text = results.page(path, made('name="search_r"'))
+    assert "| onehot | 100.0 ± 0.0 |" in text
+    assert "98.8" not in text  # the test part's
+
+
+def test_the_list_names_the_pages_that_are_there(tmp_path: Path, recipe: Path) -> None:
+    pages = tmp_path / "results"
+    pages.mkdir()
+    assert "results/r.md" not in results.index([recipe], pages)
+    (pages / "r.md").touch()
+    assert "- [r](results/r.md): Two rules, compared\n" in results.index([recipe], pages)
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "docs" / "results").glob("*/")), ids=lambda folder: folder.name)
+def test_what_is_kept_here_makes_the_page_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = Path("recipes", "labels", f"{folder.name}.toml")
+    assert folder.with_suffix(".md").read_text() == results.page(recipe, read_comparison([folder]))
