@@ -184,12 +184,16 @@ def open_run(folder: Path) -> Run:
 
 
 def find_run(text: str, checkpoints: Path) -> Path:
-    """The folder that `--teacher RUN` means: a path, or the name of a run under the checkpoints folder."""
-    path = Path(text)
-    if path.is_dir():
+    """The folder that `--teacher RUN` means: a path, or the name of a run under the checkpoints folder.
+
+    A bare name is a run's before it is that of a folder which is none: images may lie in `pets/` that made the run pets.
+    """
+    path, named = Path(text), checkpoints / text
+    is_bare = path.name == text and (named / RECORD).is_file() and not (path / RECORD).is_file()
+    if path.is_dir() and not is_bare:
         return path
-    if (checkpoints / text).is_dir():
-        return checkpoints / text
+    if named.is_dir():
+        return named
     if is_elsewhere(text):
         raise RunError(
             f"{text}: no run folder yet",
