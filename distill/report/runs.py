@@ -186,7 +186,7 @@ def open_run(folder: Path) -> Run:
 def find_run(text: str, checkpoints: Path) -> Path:
     """The folder that `--teacher RUN` means: a path, or the name of a run under the checkpoints folder.
 
-    A bare name is a run's before it is that of a folder which is none: images may lie in `pets/` that made the run pets.
+    A bare name is a run's before it is that of another folder: images in `pets/` may have made the run pets.
     """
     path, named = Path(text), checkpoints / text
     is_bare = path.name == text and (named / RECORD).is_file() and not (path / RECORD).is_file()
