@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from distill.labels.confusions import Confusions
 from distill.labels.fixed import Bootstrap, Smoothing, VirtualTeacher
 from distill.labels.history import History
 from distill.labels.learned import Learned, Pulls
@@ -129,7 +130,10 @@ def _instance_rows(images: Images, mass: float, parametrisation: Parametrisation
 
 
 def _learned(labels: LabelsRecipe, images: Images) -> Learned:
-    pulls = Pulls(**labels.pulls.model_dump(exclude={"ema_decay"}))
+    pulls = Pulls(**labels.pulls.model_dump(exclude={"ema_decay", "learn_confusions"}))
+    confusions = None
+    if labels.pulls.learn_confusions:
+        confusions = Confusions(images.classes, labels.true_class_mass, images.device)
     table = _table(labels, images)
     still = None
     if images.known is not None and table.kind == "instance":
@@ -141,6 +145,7 @@ def _learned(labels: LabelsRecipe, images: Images) -> Learned:
         momentum=labels.momentum,
         prior_step=labels.prior_step,
         pulls=pulls if pulls != Pulls() else None,
+        confusions=confusions,
         still=still,
         divergence=labels.divergence,
         answer_entropy=labels.answer_entropy,

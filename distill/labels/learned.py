@@ -10,6 +10,7 @@ from torch import Tensor
 
 from distill.errors import DataError
 from distill.kernels import dispatch, reference
+from distill.labels.confusions import Confusions
 from distill.labels.history import History
 from distill.labels.optim import OptimizerName, RowOptimizer, row_optimizer
 from distill.labels.rules import check_logits, entropy
@@ -27,9 +28,9 @@ class Pulls:
         start: of KL(y_0 || y), towards the label that it started from.
         answers: of KL(p || y), p the network's answer in the training forward: towards what the network believes.
             Without a meta gradient it would be how PENCIL learns its labels (Yi and Wu, arXiv 1903.07788).
-        posterior: of KL(q || y), q = p y_0 / sum of p y_0: towards what the network believes once the given label has
-            had its say, y_0 its likelihood. It is the E step of expectation maximisation for wrong labels (Bekker and
-            Goldberger, ICASSP 2016), where their confusions are those of `true_class_mass`.
+        posterior: of KL(q || y), q = p l / sum of p l: towards what the network believes once the given label has had
+            its say, l its likelihood: y_0, or learned `Confusions`. It is the E step of expectation maximisation for
+            wrong labels (Bekker and Goldberger, ICASSP 2016).
         entropy: of -H(y), towards softness.
     """
 
@@ -43,15 +44,19 @@ class Pulls:
         """Whether `derivative` wants the network's answers."""
         return self.answers > 0 or self.posterior > 0
 
-    def derivative(self, labels: Tensor, start: Tensor, answers: Tensor | None) -> Tensor:
-        """dL/dy of their sum: y, y_0 and p, [B, C] each -> [B, C]. KL(q || y) has -q / y."""
+    def derivative(self, labels: Tensor, start: Tensor, answers: Tensor | None, likelihood: Tensor) -> Tensor:
+        """dL/dy of their sum: y, y_0, p and l, [B, C] each -> [B, C]. KL(q || y) has -q / y."""
         y = labels.clamp_min(_TINY)
         total = self.entropy * (y.log() + 1) - self.start * start / y
         if answers is None:
             return total
-        joint = answers * start
-        posterior = joint / joint.sum(-1, keepdim=True).clamp_min(_TINY)
-        return total - (self.answers * answers + self.posterior * posterior) / y
+        return total - (self.answers * answers + self.posterior * posterior(answers, likelihood)) / y
+
+
+def posterior(answers: Tensor, likelihood: Tensor) -> Tensor:
+    """q = p l / sum of p l: [B, C], [B, C] -> [B, C]."""
+    joint = answers * likelihood
+    return joint / joint.sum(-1, keepdim=True).clamp_min(_TINY)
 
 
 class Learned:
@@ -64,6 +69,7 @@ class Learned:
         momentum: of the label step, for "sgd".
         prior_step: label step of the table's class prior, where it has one.
         pulls: what else draws the labels; None: nothing.
+        confusions: the given labels' likelihoods in the posterior, learned as the labels are; None: y_0.
         still: rows that stay as they are, bool [R]; None: all learn.
         divergence: the network is trained by KL(y || p), as in the paper: "forward"; or by KL(p || y), as in PENCIL (Yi
             and Wu, arXiv 1903.07788): "reverse".
@@ -86,6 +92,7 @@ class Learned:
         momentum: float = 0.0,
         prior_step: float = 0.0,
         pulls: Pulls | None = None,
+        confusions: Confusions | None = None,
         still: Tensor | None = None,
         divergence: Literal["forward", "reverse"] = "forward",
         answer_entropy: float = 0.0,
@@ -100,6 +107,7 @@ class Learned:
             )
         self.table = table
         self.pulls = pulls
+        self.confusions = confusions
         self.still = still
         self.divergence = divergence
         self.answer_entropy = answer_entropy
@@ -190,7 +198,7 @@ class Learned:
         gradient = self._phi_gradient(rows, labels, gradient, scale)
         if self.pulls is not None:
             start = initial_labels(self.table, rows).to(labels.dtype)
-            pull = self.pulls.derivative(labels, start, answers)
+            pull = self.pulls.derivative(labels, start, answers, self._likelihood(rows, start, answers))
             gradient = gradient + self.table.gradient(labels, self.table.given[rows], pull)
         if self.still is not None:
             gradient = gradient.masked_fill(self.still[rows].unsqueeze(1), 0.0)
@@ -198,6 +206,16 @@ class Learned:
         if self.prior_optimizer is not None:
             self._update(self.prior_optimizer, True, self.table.given[rows], gradient, shares)
         self.table.project_(rows)
+
+    def _likelihood(self, rows: Tensor, start: Tensor, answers: Tensor | None) -> Tensor:
+        """Of the given labels, for each true class, [B, C]: y_0, or what is known of them by now, which it adds to."""
+        if self.confusions is None or answers is None:
+            return start
+        given = self.table.given[rows]
+        likelihood = self.confusions.likelihood(given).to(start.dtype)
+        counted = None if self.still is None else ~self.still[rows]
+        self.confusions.count(posterior(answers, likelihood), given, counted)
+        return likelihood
 
     def _phi_gradient(self, rows: Tensor, labels: Tensor, gradient: Tensor, scale: Tensor | float) -> Tensor:
         """scale * dL_meta/dphi, [B, C]."""
@@ -231,6 +249,8 @@ class Learned:
     def end_epoch(self, epoch: int, epochs: int) -> None:
         """See `LabelRule`."""
         self.history.end_epoch(epoch, epochs, self.table.all_labels())
+        if self.confusions is not None:
+            self.confusions.end_epoch()
 
     def averaged(self) -> Tensor:
         """Mean of the labels over the last epochs, [R, C]; today's labels before the first of them ended."""
@@ -253,4 +273,5 @@ class Learned:
             optimizer.load_state_dict(saved)
 
     def _tensors(self) -> dict[str, Tensor]:
-        return {"phi": self.table.phi} | ({} if self.table.prior is None else {"prior": self.table.prior})
+        own = {"phi": self.table.phi} | ({} if self.table.prior is None else {"prior": self.table.prior})
+        return own if self.confusions is None else own | self.confusions.tensors()

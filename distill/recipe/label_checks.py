@@ -141,6 +141,11 @@ def _rows(labels: LabelsRecipe, learned: Sequence[str]) -> Iterator[str]:
             f"[teacher.labels.pulls] ema_decay: found {pulls.ema_decay:g}, but labels are pulled to no answers; give "
             "answers or posterior a weight, or leave it out"
         )
+    if pulls.learn_confusions and not pulls.posterior:
+        yield (
+            "[teacher.labels.pulls] learn_confusions: found true, but labels are pulled to no posterior, which alone "
+            "reads them; give posterior a weight, or leave it out"
+        )
     if labels.parametrisation == "projected" and any(labels.pulls.model_dump().values()):
         yield (
             '[teacher.labels.pulls]: given with parametrisation = "projected", where their KL has no bound; '

@@ -86,6 +86,10 @@ class PullsRecipe(Table):
         default=0.0,
         description="Of KL(q || y), q proportional to p y_0: towards the answer once the given label has had its say.",
     )
+    learn_confusions: bool = Field(
+        default=False,
+        description="Posterior: in place of y_0, how often each class is given as which, estimated after each epoch.",
+    )
     entropy: _Weight = Field(default=0.0, description="Of -H(y): towards softness.")
     ema_decay: float = Field(
         default=0.0,

@@ -73,6 +73,7 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     ((*LEARNED, "teacher.labels.pulls.answers=0.2", "views.cutmix=1"), "[teacher.labels.pulls] answers"),
     ((*LEARNED, "teacher.labels.pulls.posterior=0.2", "views.mixup=1"), "[teacher.labels.pulls] posterior"),
     ((*LEARNED, "teacher.labels.pulls.ema_decay=0.9"), "[teacher.labels.pulls] ema_decay"),
+    ((*LEARNED, "teacher.labels.pulls.learn_confusions=true"), "[teacher.labels.pulls] learn_confusions"),
     ((*LEARNED, "teacher.labels.divergence=reverse", "views.mixup=1"), "[teacher.labels] divergence"),
     (
         (*LEARNED, "teacher.labels.divergence=reverse", "teacher.labels.estimator=unrolled"),
