@@ -11,17 +11,21 @@ Run: python benchmarks/results.py recipes/labels/*.toml --checkpoints checkpoint
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.recipe.grid import comparison_folder
+from distill.recipe.digest import differences
+from distill.recipe.grid import Cell, comparison_folder, grid
 from distill.recipe.load import load_recipe
 from distill.report.comparison import Comparison
-from distill.report.comparison_folder import COMPARISON, read_comparison, write_plan
+from distill.report.comparison_folder import read_comparison, write_plan
 from distill.report.comparison_markdown import markdown
 from distill.report.comparison_table import Column, mean_of
-from distill.report.published import without_runs, write_results
+from distill.report.published import COMPARISON, without_runs, write_results
+from distill.report.results import CellResult
 from distill.store.atomic import writable_folder
 
 INDEX = """# Results
@@ -45,12 +49,27 @@ def page(path: Path, comparison: Comparison) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def known(path: Path, checkpoints: str, kept: Path) -> Comparison | None:
-    """What the runs and the numbers that were kept know of a recipe; None: nothing."""
+def known(path: Path, checkpoints: str, kept: Path) -> tuple[Comparison, int]:
+    """What the runs, and where these are silent the numbers that were kept, know of a recipe.
+
+    Returns:
+        The comparison, and how many finished cells were left out: they are of a recipe that was another.
+    """
     recipe = load_recipe(path, [f'checkpoints="{checkpoints}"'])
-    places = [comparison_folder(recipe), kept / path.stem]
-    there = [place for place in places if (place / COMPARISON).is_file()]
-    return without_runs(read_comparison(there)) if there else None
+    places = [place for place in (comparison_folder(recipe), kept / path.stem) if (place / COMPARISON).is_file()]
+    told = [result for place in places for result in read_comparison([place]).results if result.state == "finished"]
+    results = []
+    for cell in grid(recipe):
+        same = (result for result in told if result.cell.key == cell.key and not _differ(result.cell, cell))
+        result = next(same, None)
+        results.append(CellResult(cell, "missing", "not run") if result is None else replace(result, cell=cell))
+    used = {result.cell.key for result in results if result.state == "finished"}
+    return without_runs(Comparison(recipe, tuple(results))), len({result.cell.key for result in told} - used)
+
+
+def _differ(one: Cell, other: Cell) -> bool:
+    found = differences(one.recipe, other.recipe, ("seed", "data", "views", "teacher", "export", "student"))
+    return any(not line.startswith("data.root:") for line in found)
 
 
 def keep(comparison: Comparison, folder: Path) -> None:
@@ -74,7 +93,10 @@ def index(recipes: Sequence[Path], pages: Path) -> str:
 def searched(comparison: Comparison) -> str:
     """Of seeds that nothing is claimed on, but settings are chosen by: what validation says of each."""
     seeds = ", ".join(map(str, comparison.seeds))
-    text = f"Validation part, seed {seeds}; nothing here is of the test part, as nothing is claimed."
+    text = (
+        f"Validation part, seed {seeds}. The numbers that are kept have the test part too; it chose nothing, and "
+        "nothing is claimed of it."
+    )
     lines = [
         "| arm | last epoch % | best epoch % | NLL | labels right % | sets |",
         "| --- |" + " ---: |" * 4 + " --- |",
@@ -124,20 +146,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs"))
     given = parser.parse_args()
     pages = writable_folder(given.out / "results")
+    failed = False
     for path in given.recipes:
         try:
-            comparison = known(path, given.checkpoints, pages)
+            comparison, left_out = known(path, given.checkpoints, pages)
         except UserError as error:
-            print(f"{path}: {error.message}")
+            print(f"{path}: {error.message}\n  {error.cure}")
+            failed = True
             continue
-        if comparison is None:
-            print(f"{path}: nothing is known of it")
-            continue
-        keep(comparison, pages / path.stem)
-        (pages / f"{path.stem}.md").write_text(page(path, comparison))
-        print(f"{path}: {cost(comparison)}")
+        print(f"{path}: {cost(comparison)}" + (f" {left_out} of another recipe are left out." if left_out else ""))
+        if any(result.state == "finished" for result in comparison.results):
+            keep(comparison, pages / path.stem)
+            (pages / f"{path.stem}.md").write_text(page(path, comparison))
     everything = sorted({*given.recipes, *Path("recipes/labels").glob("*.toml")}, key=_order)
     (given.out / "results.md").write_text(index(everything, pages))
+    sys.exit(failed)
 
 
 def _order(path: Path) -> tuple[bool, str]:

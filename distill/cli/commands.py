@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from distill.cli.opened import found_folder, found_run, load, teacher_run
+from distill.cli.opened import found_folder, found_run, load, named_run, teacher_run
 from distill.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def export(
     """Stage two: write a teacher's logits to its store; one that was trained elsewhere gets a run folder first."""
     from distill.recipe.importing import import_recipe, is_elsewhere, refuse_for_a_run
 
-    if is_elsewhere(teacher):
+    if is_elsewhere(teacher) and named_run(teacher) is None:
         to_import = import_recipe(teacher, recipe, overrides)
         from distill.stages.pipeline import run_imported
 
@@ -174,7 +174,9 @@ def compare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with its cost; run nothing.")] = False,
     list_cells: Annotated[bool, typer.Option("--list-cells", help="Print a line for each cell; run nothing.")] = False,
     cell: Annotated[int | None, typer.Option("--cell", min=0, metavar="K", help="Run this cell only.")] = None,
-    report_only: Annotated[bool, typer.Option("--report-only", help="Read folders of runs; write the tables.")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="Read runs or results.json; write the tables.")
+    ] = False,
     quiet: Quiet = False,
     as_json: AsJson = False,
     tensorboard: Curves = False,

@@ -31,11 +31,20 @@ def found_run(text: str) -> Path:
     return find_run(text, Path("checkpoints"))
 
 
+def named_run(text: str) -> Path | None:
+    """The run of that name under the checkpoints folder."""
+    from distill.report.runs import run_named
+
+    return run_named(text, Path("checkpoints"))
+
+
 def found_folder(text: str) -> Path:
-    """A path, or where nothing is there, a name under the checkpoints folder; what neither finds stays as it is.
+    """A run's name, a path, or where nothing is there, a name under the checkpoints folder; else it stays as it is.
 
     Not `found_run`: what is checked may be no run, and a file is nothing to be imported.
     """
+    if run := named_run(text):
+        return run
     named = Path("checkpoints") / text
     return named if not Path(text).exists() and named.is_dir() else Path(text)
 

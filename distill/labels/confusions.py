@@ -18,6 +18,9 @@ PRIOR = 10.0  # images of each true class, shared among given ones as at first, 
 class Confusions:
     """T, [C, C], estimated anew after each epoch from the epoch's posteriors.
 
+    Of instance labels the images that are known to be right do not count. A label of a class is that of all its images,
+    and so T is then of all of them.
+
     Args:
         classes: C.
         mass: T[k, k] at first; the rest is shared equally.

@@ -92,6 +92,9 @@ def _teacher_inputs(recipe: Recipe) -> dict[str, Any]:
     views = recipe.views.model_dump(mode="json", exclude={"count"})
     teacher = recipe.teacher.model_dump(mode="json", exclude={"imported", "labels", "test_every_epoch"})
     teacher["labels"] = recipe.teacher.labels.model_dump(mode="json", include=set(reads(recipe.teacher.labels.rule)))
+    pulls = teacher["labels"].get("pulls", {})
+    if not pulls.get("learn_confusions"):  # labels without any are what they were before there were any
+        pulls.pop("learn_confusions", None)
     return {**_common_inputs(recipe), "views": views, "teacher": teacher}
 
 

@@ -19,20 +19,21 @@ from distill.report.comparison_markdown import markdown
 from distill.report.comparison_table import csv_text
 from distill.report.html import page
 from distill.report.latex import latex
-from distill.report.published import is_published, published, write_results
+from distill.report.published import COMPARISON, is_published, published, set_aside, write_results
 from distill.report.results import CellResult, read_result
 from distill.store.atomic import write_bytes
 
-COMPARISON = "comparison.toml"  # the recipe of a comparison's folder
 _Reader: TypeAlias = Callable[[Cell], CellResult]
 _STATES = ("finished", "failed", "missing")  # the best first
 TABLE, CSV, TEX, PAGE = "table.md", "table.csv", "table.tex", "report.html"
 
 
 def write_plan(recipe: Recipe, folder: Path) -> None:
-    """The recipe, in the comparison's folder."""
+    """The recipe, in the comparison's folder. Numbers without runs are set aside, if they are of another recipe."""
     path, text = folder / COMPARISON, dump_recipe(recipe).encode()
     if not path.is_file() or path.read_bytes() != text:
+        if is_published(folder):
+            set_aside(folder)
         write_bytes(path, text)
 
 
@@ -59,7 +60,7 @@ def read_comparison(folders: Sequence[Path]) -> Comparison:
     merged = recipes[0]
     for folder, recipe in zip(folders[1:], recipes[1:], strict=True):
         merged = _merged(merged, recipe, f"{folder}: not a part of the comparison in {folders[0]}")
-    readers = [_reader(folder, recipe) for folder, recipe in zip(folders, recipes, strict=True)]
+    readers = [_reader(folder) for folder in folders]
     return Comparison(merged, tuple(_result(folders, readers, cell) for cell in grid(merged)))
 
 
@@ -72,8 +73,8 @@ def _recipe(folder: Path) -> Recipe:
     return load_recipe(folder / COMPARISON)
 
 
-def _reader(folder: Path, recipe: Recipe) -> _Reader:
-    return published(folder, recipe) if is_published(folder) else partial(read_result, folder)
+def _reader(folder: Path) -> _Reader:
+    return published(folder) if is_published(folder) else partial(read_result, folder)
 
 
 def _result(folders: Sequence[Path], readers: Sequence[_Reader], cell: Cell) -> CellResult:
@@ -90,18 +91,23 @@ def _merged(one: Recipe, other: Recipe, place: str) -> Recipe:
     first, second = one.compare, other.compare
     if first.first != second.first:
         changed.append(f"compare.reference: {first.first} -> {second.first}")
-    if first.students and second.students and bool(first.weights) != bool(second.weights):
-        # Together every cell would have a weight, and the results of the part without would have no place.
-        changed.append(f"compare.weights: {list(first.weights)} -> {list(second.weights)}")
+    for name in ("temperatures", "weights") if first.students and second.students else ():
+        # Together every cell would have one, and the results of the part without would have no place.
+        one_has, other_has = list(getattr(first, name)), list(getattr(second, name))
+        if bool(one_has) != bool(other_has):
+            changed.append(f"compare.{name}: {one_has} -> {other_has}")
     for name in set(first.names) & set(second.names):
         if first.assignments(name) != second.assignments(name):
             changed.append(f"compare.arms.{name}: {list(first.assignments(name))} -> {list(second.assignments(name))}")
     if changed:
         raise RunError(f"{place}: {'; '.join(changed)}", cure="report on it by itself.")
-    lists = ("seeds", "losses", "temperatures", "weights")
+    lists = ("seeds", "temperatures", "weights")
     update: dict[str, Any] = {
         name: tuple(dict.fromkeys([*getattr(first, name), *getattr(second, name)])) for name in lists
     }
+    if first.losses or second.losses:
+        own = (one.student.loss.name,)
+        update["losses"] = tuple(dict.fromkeys([*(first.losses or own), *(second.losses or own)]))
     if first.arms or second.arms:
         arms = {name: each.assignments(name) for each in (first, second) for name in each.names}
         update |= {"arms": arms, "teachers": CompareRecipe.model_fields["teachers"].default}

@@ -1,52 +1,61 @@
 """A comparison without its runs: comparison.toml and results.json, which tables, verdicts and page come from again.
 
 Two small text files can be kept with a paper, read by a sceptic, and reported together with arms or seeds that another
-machine adds. Read and written without torch.
+machine adds. results.json names the sha256 of the recipe beside it. One that has a cell's only numbers is never written
+over: it is set aside. Read and written without torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from distill.errors import RunError
+from distill.errors import RunError, UserError
 from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
 from distill.report.results import CELLS, CellResult
-from distill.store.atomic import read_json, write_json
+from distill.store.atomic import read_json, sha256_of, write_json
 
-RESULTS = "results.json"
-_Text = Annotated[str, StringConstraints(max_length=10_000)]
-_Number = Annotated[float, Field(allow_inf_nan=False)]
+COMPARISON, RESULTS = "comparison.toml", "results.json"  # the recipe of a comparison's folder, and its numbers
+_Number: TypeAlias = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+_AGAIN = "Take comparison.toml and results.json again from where they came."
 
 
 class _Told(BaseModel):
     """A cell of results.json; what its key says already is not read."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
-    key: _Text
+    key: str
     state: Literal["finished", "failed", "missing"]
-    reason: _Text | None = None
+    reason: str | None = None
     temperature: _Number | None = None
-    seconds: _Number = 0.0
-    metrics: dict[_Text, _Number] = Field(default_factory=dict)
-    digest: _Text = ""
-    commit: _Text = "unknown"
-    finished: _Text = ""
-    machine: dict[_Text, _Text] = Field(default_factory=dict)
-    versions: dict[_Text, _Text] = Field(default_factory=dict)
+    seconds: Annotated[_Number, Field(ge=0)] = 0.0
+    metrics: dict[str, _Number] = Field(default_factory=dict)
+    digest: str = ""
+    commit: str = "unknown"
+    finished: str = ""
+    machine: dict[str, str] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("metrics")
+    @classmethod
+    def _shares(cls, metrics: dict[str, float]) -> dict[str, float]:
+        for name, value in metrics.items():
+            if name.endswith("accuracy") and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, expected a share from 0 to 1")
+        return metrics
 
     def result(self, cell: Cell) -> CellResult:
         """As the cell's run would give it, but that there is none."""
         if self.state != "finished":
             return CellResult(cell, self.state, self.reason or "")
-        known = self.model_dump(include={"digest", "finished", "machine", "versions"}, exclude_unset=True)
+        known = self.model_dump(include={"digest", "finished", "versions"}, exclude_unset=True)
         provenance = {"commit": self.commit, "machine": self.machine, **known}
         return CellResult(cell, self.state, "", "", self.temperature, self.seconds, self.metrics, provenance)
 
@@ -54,25 +63,52 @@ class _Told(BaseModel):
 class _Results(BaseModel):
     """results.json."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
 
     schema_version: Literal[1]
-    recipe_arms: dict[_Text, tuple[_Text, ...]]
-    cells: tuple[_Told, ...]
+    recipe_sha256: str
+    cells: list[_Told]
+
+    @field_validator("cells")
+    @classmethod
+    def _once(cls, cells: list[_Told]) -> list[_Told]:
+        if len({cell.key for cell in cells}) < len(cells):
+            raise ValueError("a cell is there twice")
+        return cells
 
 
 def write_results(comparison: Comparison, folder: Path) -> None:
-    """results.json: all numbers, differences and verdicts, and where each cell's came from."""
-    write_json(folder / RESULTS, {"schema_version": 1, **comparison.record()})
+    """results.json: all numbers, differences and verdicts, and where each cell's came from.
+
+    comparison.toml is in the folder already.
+    """
+    set_aside(folder, {result.cell.key for result in comparison.results if result.state == "finished"})
+    named = {"schema_version": 1, "recipe_sha256": sha256_of(folder / COMPARISON)}
+    write_json(folder / RESULTS, {**named, **comparison.record()})
+
+
+def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
+    """Renames a results.json that has the only numbers of other cells than these: finished ones without their runs."""
+    path = folder / RESULTS
+    try:
+        told = [cell for cell in read_json(path)["cells"] if cell["state"] == "finished"]
+        only = {cell["key"] for cell in told if not (cell["run"] and (folder / cell["run"]).is_dir())} - set(finished)
+    except (UserError, LookupError, TypeError):
+        return  # there is none, or none that can be read
+    if only:
+        path.rename(folder / f"results-{sha256_of(path)[:12]}.json")
 
 
 def without_runs(comparison: Comparison) -> Comparison:
-    """That names no run and no place of this machine, to be written where there are none."""
+    """To be written where there are no runs: it names none, and not where data and checkpoints lie on this machine."""
     own = comparison.recipe
-    plain = Recipe.model_fields["checkpoints"].default
     data = own.data.model_copy(update={"root": type(own.data).model_fields["root"].default})
-    recipe = own.model_copy(update={"checkpoints": plain, "data": data})
-    return Comparison(recipe, tuple(replace(result, run="") for result in comparison.results))
+    recipe = own.model_copy(update={"checkpoints": Recipe.model_fields["checkpoints"].default, "data": data})
+    return Comparison(recipe, tuple(_without_run(result) for result in comparison.results))
+
+
+def _without_run(result: CellResult) -> CellResult:
+    return replace(result, run="", reason="not run" if result.state == "missing" else result.reason)
 
 
 def is_published(folder: Path) -> bool:
@@ -80,34 +116,24 @@ def is_published(folder: Path) -> bool:
     return (folder / RESULTS).is_file() and not (folder / CELLS).exists()
 
 
-def published(folder: Path, recipe: Recipe) -> Callable[[Cell], CellResult]:
+def published(folder: Path) -> Callable[[Cell], CellResult]:
     """What a folder without runs knows of each cell.
 
     Args:
-        folder: with results.json.
-        recipe: of its comparison.toml.
+        folder: with comparison.toml and results.json.
 
     Raises:
-        RunError: results.json is damaged, or of other arms than the recipe's.
+        RunError: results.json is damaged, or of another recipe than the one beside it.
+        StoreError: it is no JSON.
     """
     path = folder / RESULTS
     try:
-        found = _Results.model_validate(read_json(path))
+        found = _Results.model_validate(read_json(path), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise RunError(f"{path}: {where}: {first['msg']}", cure="Take the file again from where it came.") from error
-    _check_arms(path, found.recipe_arms, recipe)
+        where = ".".join(map(str, first["loc"])) or "the whole"
+        raise RunError(f"{path}: {where}: {first['msg']}", cure=_AGAIN) from error
+    if found.recipe_sha256 != sha256_of(folder / COMPARISON):
+        raise RunError(f"{path}: its numbers are of another recipe than {COMPARISON} beside it", cure=_AGAIN)
     told = {each.key: each for each in found.cells}
     return lambda cell: told[cell.key].result(cell) if cell.key in told else CellResult(cell, "missing", "not run")
-
-
-def _check_arms(path: Path, told: Mapping[str, tuple[str, ...]], recipe: Recipe) -> None:
-    """An edited recipe would give the numbers to arms that were never run."""
-    for name in recipe.compare.names:
-        own = tuple(recipe.compare.assignments(name))
-        if name in told and told[name] != own:
-            raise RunError(
-                f"{path}: arm {name} was {list(told[name])}, and is {list(own)} in the recipe beside it",
-                cure="The two files belong together: take both again from where they came.",
-            )

@@ -184,13 +184,11 @@ def open_run(folder: Path) -> Run:
 
 
 def find_run(text: str, checkpoints: Path) -> Path:
-    """The folder that `--teacher RUN` means: a path, or the name of a run under the checkpoints folder.
-
-    A bare name is a run's before it is that of another folder: images in `pets/` may have made the run pets.
-    """
+    """The folder that `--teacher RUN` means: a path, or the name of a run under the checkpoints folder."""
+    if run := run_named(text, checkpoints):
+        return run
     path, named = Path(text), checkpoints / text
-    is_bare = path.name == text and (named / RECORD).is_file() and not (path / RECORD).is_file()
-    if path.is_dir() and not is_bare:
+    if path.is_dir():
         return path
     if named.is_dir():
         return named
@@ -200,6 +198,16 @@ def find_run(text: str, checkpoints: Path) -> Path:
             cure=f"import it first: `distill export --teacher {text}` names the run folder.",
         )
     raise RunError(f"{text}: no such run folder", cure=_known_runs(checkpoints))
+
+
+def run_named(text: str, checkpoints: Path) -> Path | None:
+    """The run of a bare name, which it means before any other file or folder: images in `pets/` may have made run pets.
+
+    None: there is no such run, or there is one at the path too.
+    """
+    path, named = Path(text), checkpoints / text
+    is_run = path.name == text and (named / RECORD).is_file() and not (path / RECORD).is_file()
+    return named if is_run else None
 
 
 def _known_runs(folder: Path) -> str:

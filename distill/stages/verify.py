@@ -6,7 +6,7 @@ from pathlib import Path
 
 from distill.errors import RunError, StoreError, UserError
 from distill.recipe.digest import inputs_digest
-from distill.report.comparison_folder import COMPARISON
+from distill.report.published import COMPARISON
 from distill.report.results import CELLS
 from distill.report.runs import RECIPE, RECORD, Run, damaged_files, open_run
 from distill.stages.exported import outdated

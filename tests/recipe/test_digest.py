@@ -97,6 +97,20 @@ def test_golden() -> None:
     assert digest(RECIPE.data) == digest(RECIPE.data.model_dump(mode="json"))
 
 
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("class", "1b25f44970f76b0015472021d7876e457816cada9b4fea2b056241980f1773e3"),
+        ("instance", "f08a77de322a75a7972ccf9306718d2c3f3770d477438b26806f2df585c04877"),
+    ],
+)
+def test_a_field_that_is_new_and_off_changes_no_digest(rule: str, expected: str) -> None:
+    """These are of programs before there were learned confusions: their runs on disk are still what they were."""
+    assert teacher_digest(override(RECIPE, [f"teacher.labels.rule={rule}"])) == expected
+    learned = [f"teacher.labels.rule={rule}", "teacher.labels.pulls.learn_confusions=true"]
+    assert teacher_digest(override(RECIPE, learned)) != expected
+
+
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from distill.errors import RunError, UserError
 from distill.recipe.grid import Cell
+from distill.recipe.load import dump_recipe
 from distill.report.comparison import Comparison
-from distill.report.comparison_folder import COMPARISON, read_comparison, write_comparison, write_plan
+from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
 from distill.report.html import page
-from distill.report.published import RESULTS, is_published, without_runs, write_results
+from distill.report.published import COMPARISON, RESULTS, is_published, without_runs, write_results
 from distill.report.results import CELLS
 from tests.report.made import METRICS, made
 from tests.report.pages import large
@@ -48,6 +50,9 @@ def test_no_place_of_the_machine_is_in_it(tmp_path: Path) -> None:
     comparison = made("checkpoints=/home/somebody/c", "data.root=/home/somebody/d")
     folder = publish(comparison, tmp_path / "p")
     assert all("somebody" not in (folder / name).read_text() for name in (COMPARISON, RESULTS))
+    gone = replace(comparison.results[0], state="missing", reason="/home/somebody/c/r-compare/onehot-s0: not a run")
+    folder = publish(replace(comparison, results=(gone, *comparison.results[1:])), tmp_path / "q")
+    assert "somebody" not in (folder / RESULTS).read_text()
 
 
 def test_a_page_is_made_of_it(tmp_path: Path) -> None:
@@ -75,40 +80,88 @@ def test_where_there_are_runs_they_are_what_counts(tmp_path: Path) -> None:
     assert {result.state for result in read_comparison([folder]).results} == {"missing"}
 
 
-def test_an_arm_that_it_does_not_know_is_missing(tmp_path: Path) -> None:
-    folder = publish(made(), tmp_path / "p")
-    write_plan(made("compare.teachers=onehot,instance,class").recipe, folder)
-    states = {result.state for result in read_comparison([folder]).results if result.cell.arm == "class"}
-    assert states == {"missing"}
+def test_parts_with_and_without_temperatures_have_no_place_for_each_other(tmp_path: Path) -> None:
+    one = publish(made(), tmp_path / "one")
+    two = publish(made("compare.temperatures=1,4"), tmp_path / "two")
+    with pytest.raises(RunError, match=r"compare.temperatures: \[\] -> \[1.0, 4.0\]"):
+        read_comparison([one, two])
 
 
-def test_an_edited_recipe_is_refused(tmp_path: Path) -> None:
+def test_a_part_with_other_losses_keeps_the_students_own(tmp_path: Path) -> None:
+    one = publish(made(), tmp_path / "one")
+    two = publish(made("compare.losses=dkd"), tmp_path / "two")
+    found = read_comparison([one, two])
+    assert found.recipe.compare.losses == ("kd", "dkd")
+    assert all(result.state == "finished" for result in found.results)
+
+
+def test_the_numbers_belong_to_the_recipe_beside_them(tmp_path: Path) -> None:
+    """Arms and rules may be the same: what is trained is not, or some seeds would be lost."""
+    for number, change in enumerate(("teacher.epochs=7", "compare.seeds=0", "compare.teachers=onehot,class")):
+        folder = publish(made(), tmp_path / str(number))
+        (folder / COMPARISON).write_text(dump_recipe(made(change).recipe))
+        with pytest.raises(RunError, match="its numbers are of another recipe than"):
+            read_comparison([folder])
+
+
+def test_what_has_the_only_numbers_is_set_aside(tmp_path: Path) -> None:
+    """A plan of another recipe, or fewer finished cells, where their runs are gone."""
     folder = publish(made(), tmp_path / "p")
-    record = json.loads((folder / RESULTS).read_text())
-    record["recipe_arms"]["instance"] = ["teacher.labels.rule=class"]
-    (folder / RESULTS).write_text(json.dumps(record))
-    with pytest.raises(RunError, match=r"arm instance was \['teacher.labels.rule=class'\], and is .* beside it"):
-        read_comparison([folder])
+    before = (folder / RESULTS).read_bytes()
+    write_plan(made("teacher.epochs=7").recipe, folder)
+    assert [path.read_bytes() for path in folder.glob("results-*.json")] == [before]
+    assert {result.state for result in read_comparison([folder]).results} == {"missing"}
+
+    other = publish(made(), tmp_path / "q")
+    (other / CELLS).mkdir()  # the runs were deleted, these small files were not
+    write_comparison(read_comparison([other]), other)
+    assert [path.read_bytes() for path in other.glob("results-*.json")] == [before]
+    write_comparison(read_comparison([other]), other)
+    assert len(list(other.glob("results-*.json"))) == 1
+
+
+def test_where_the_runs_are_nothing_is_set_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "p"
+    folder.mkdir()
+    whole = made()
+    for result in whole.results:
+        (folder / result.run).mkdir()
+    write_plan(whole.recipe, folder)
+    write_results(whole, folder)
+    (folder / CELLS).mkdir()
+    write_comparison(read_comparison([folder]), folder)
+    assert not list(folder.glob("results-*.json"))
 
 
 def test_a_cell_needs_no_more_than_its_numbers(tmp_path: Path) -> None:
     folder = publish(made(), tmp_path / "p")
+    record = json.loads((folder / RESULTS).read_text())
     cell = {"key": "onehot-s0", "state": "finished", "metrics": dict(METRICS)}
-    (folder / RESULTS).write_text(json.dumps({"schema_version": 1, "recipe_arms": {}, "cells": [cell]}))
+    short = {name: record[name] for name in ("schema_version", "recipe_sha256")}
+    (folder / RESULTS).write_text(json.dumps({**short, "cells": [cell]}))
     found = read_comparison([folder])
     write_comparison(found, folder)
     assert found.commit == "unknown"
+
+
+def cells(**changed: object) -> dict[str, object]:
+    return {"cells": [{"key": "onehot-s0", "state": "finished", **changed}]}
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"schema_version": 2}, "schema_version"),
+        ({"recipe_sha256": None}, "recipe_sha256"),
         ({"cells": None}, "cells"),
-        ({"cells": [{"key": "onehot-s0", "state": "great"}]}, "cells.0.state"),
-        ({"cells": [{"key": "onehot-s0", "state": "finished", "metrics": {"test_accuracy": "1e999"}}]}, "finite"),
-        ({"cells": [{"key": "onehot-s0", "state": "finished", "machine": "x"}]}, "cells.0.machine"),
-        ({"recipe_arms": []}, "recipe_arms"),
+        (cells(state="great"), "cells.0.state"),
+        (cells(metrics={"test_accuracy": "0.5"}), "cells.0.metrics.test_accuracy"),
+        (cells(metrics={"test_accuracy": True}), "cells.0.metrics.test_accuracy"),
+        (cells(metrics={"test_accuracy": 5.0}), "expected a share from 0 to 1"),
+        (cells(metrics={"test_nll": 1e300}), "cells.0.metrics.test_nll"),
+        (cells(seconds=-1), "cells.0.seconds"),
+        (cells(machine="x"), "cells.0.machine"),
+        ({"cells": 2 * [{"key": "onehot-s0", "state": "finished"}]}, "a cell is there twice"),
     ],
 )
 def test_damage_is_told(tmp_path: Path, change: dict[str, object], said: str) -> None:
@@ -119,7 +172,7 @@ def test_damage_is_told(tmp_path: Path, change: dict[str, object], said: str) ->
         read_comparison([folder])
 
 
-@pytest.mark.parametrize("text", ["", "[1, 2]", '{"cells": NaN}', "{", '{"a": 1, "a": 2}'])
+@pytest.mark.parametrize("text", ["", "[1, 2]", "null", '{"cells": NaN}', "{", '{"a": 1, "a": 2}'])
 def test_what_is_no_json_is_told(tmp_path: Path, text: str) -> None:
     folder = publish(made(), tmp_path / "p")
     (folder / RESULTS).write_text(text)

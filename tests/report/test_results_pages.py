@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import results
 from distill.report.comparison_folder import read_comparison
-from tests.report.made import made
+from tests.report.made import METRICS, made
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = """# Two rules, compared. More of it.
@@ -35,23 +35,54 @@ def recipe(tmp_path: Path) -> Path:
 
 def test_a_page_is_made_of_the_numbers_that_were_kept(tmp_path: Path, recipe: Path) -> None:
     results.keep(made(missing=["instance-s1"]), tmp_path / "results" / "r")
-    found = results.known(recipe, str(tmp_path / "nowhere"), tmp_path / "results")
-    assert found is not None
+    found, left_out = results.known(recipe, str(tmp_path / "nowhere"), tmp_path / "results")
     text = results.page(recipe, found)
     assert text.startswith("# r\n\nTwo rules, compared. More of it.\n\nFive seeds.\n\n```sh\ndistill compare ")
     assert "7 of 8 cells" in text
     assert "(r/results.json)" in text
     assert "\n## Verdicts\n" in text
     assert "teacher instance, seed 1" in text
+    assert left_out == 0
 
 
 def test_runs_count_before_what_was_kept(tmp_path: Path, recipe: Path) -> None:
-    results.keep(made("compare.seeds=0"), tmp_path / "c" / "r-compare")
+    new = made("compare.seeds=0", metrics=lambda cell: METRICS | {"test_accuracy": 0.5})
+    results.keep(new, tmp_path / "c" / "r-compare")
     results.keep(made("compare.seeds=0,1"), tmp_path / "results" / "r")
-    found = results.known(recipe, str(tmp_path / "c"), tmp_path / "results")
-    assert found is not None
-    assert found.seeds == (0, 1)
-    assert results.known(recipe, str(tmp_path / "nowhere"), tmp_path / "none") is None
+    found, _ = results.known(recipe, str(tmp_path / "c"), tmp_path / "results")
+    assert found.row("onehot", "teacher").values("test_accuracy") == {0: 0.5, 1: METRICS["test_accuracy"]}
+    assert all(result.state == "finished" for result in found.results)
+    nothing, _ = results.known(recipe, str(tmp_path / "nowhere"), tmp_path / "none")
+    assert {result.state for result in nothing.results} == {"missing"}
+
+
+def test_numbers_of_another_recipe_are_left_out(tmp_path: Path, recipe: Path) -> None:
+    """The recipe was edited since: another arm than `instance`, or other epochs."""
+    results.keep(made(), tmp_path / "results" / "r")
+    recipe.write_text(RECIPE.replace('"instance"', '"class"'))
+    found, left_out = results.known(recipe, str(tmp_path / "nowhere"), tmp_path / "results")
+    assert {result.cell.arm for result in found.results if result.state == "finished"} == {"onehot"}
+    assert left_out == 4
+    recipe.write_text(RECIPE + "[teacher]\nepochs = 7\n")
+    found, left_out = results.known(recipe, str(tmp_path / "nowhere"), tmp_path / "results")
+    assert {result.state for result in found.results} == {"missing"}
+    assert left_out == 8
+
+
+def test_the_command_says_what_it_could_not_do(
+    tmp_path: Path, recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "docs"
+    results.keep(made(), out / "results" / "r")
+    monkeypatch.setattr("sys.argv", ["results.py", str(recipe), "--out", str(out), "--checkpoints", str(tmp_path)])
+    with pytest.raises(SystemExit, match="False"):
+        results.main()
+    assert (out / "results" / "r.md").read_text().startswith("# r\n")
+    assert "(results/r.md)" in (out / "results.md").read_text()
+    (out / "results" / "r" / "results.json").write_text("{}")
+    with pytest.raises(SystemExit, match="True"):
+        results.main()
+    assert "results.json: schema_version" in capsys.readouterr().out
 
 
 def test_a_search_is_shown_by_validation_alone(tmp_path: Path) -> None:
