@@ -6,7 +6,7 @@ and compare them; what the rules that learn their labels share stands in `[teach
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -50,6 +50,17 @@ ANSWER_RULES: frozenset[str] = frozenset({"online-smoothing", "bootstrap", "join
 KEPT_RULES: frozenset[str] = LEARNED_RULES | {"online-smoothing", "joint", "pencil", "elr"}
 """Rules whose labels are written with the teacher, and can teach a student."""
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "robust": {
+        "divergence": "reverse",
+        "answer_entropy": 0.2,
+        "meta_gradient_mean": 0.95,
+        "meta_loss_q": 0.7,
+        "pulls": {"posterior": 1.0, "learn_confusions": True},
+    }
+}
+"""What `settings` stands for: learned labels where given ones may be wrong, by recipes/labels/search_defaults.toml."""
+
 _ROWS = frozenset({"warmup_epochs", "freeze_epochs", "average_epochs"})
 _READS: dict[str, frozenset[str]] = {
     "onehot": frozenset(),
@@ -68,7 +79,7 @@ def reads(rule: LabelRule) -> frozenset[str]:
     if rule not in LEARNED_RULES:
         return _READS[rule] | {"rule"}
     of_others = frozenset().union(*_READS.values()) - _ROWS
-    own = frozenset(LabelsRecipe.model_fields) - of_others
+    own = frozenset(LabelsRecipe.model_fields) - of_others - {"settings"}
     return own if rule == "class+instance" else own - {"prior_step"}
 
 
@@ -157,6 +168,11 @@ class LabelsRecipe(Table):
 
     rule: LabelRule = Field(
         default="onehot", description="What the teacher is trained on; `distill list labels` says more."
+    )
+    settings: Literal["robust"] | None = Field(
+        default=None,
+        description="Learned: a word for several fields, where labels may be wrong; what is given beside it wins. "
+        "Without it: the paper's method.",
     )
     smoothing: float = Field(
         default=0.1, ge=0, lt=1, description="Smoothing eps: eps/C goes to every class, as in timm."

@@ -1,0 +1,71 @@
+"""`settings`, a word for several fields: spelled out before anything else sees it; what is given beside it wins."""
+
+from __future__ import annotations
+
+import pytest
+
+from distill.errors import RecipeError
+from distill.recipe.checks import check_recipe
+from distill.recipe.digest import teacher_digest
+from distill.recipe.grid import grid
+from distill.recipe.labels import SETTINGS, LabelsRecipe
+from distill.recipe.load import dump_recipe, override, parse_recipe
+from distill.recipe.schema import Recipe
+
+PLAIN = '[teacher.labels]\nrule = "instance"\n'
+ROBUST = PLAIN + 'settings = "robust"\n'
+
+
+def read(text: str, *overrides: str) -> LabelsRecipe:
+    return parse_recipe(text, "r.toml", overrides).teacher.labels
+
+
+def spelled(recipe: Recipe) -> Recipe:
+    """The same by assignments, field by field."""
+    fields = dict(SETTINGS["robust"])
+    pulls = fields.pop("pulls")
+    given = [f"teacher.labels.{name}={value}" for name, value in fields.items()]
+    return override(recipe, [*given, *(f"teacher.labels.pulls.{k}={str(v).lower()}" for k, v in pulls.items())])
+
+
+def test_the_word_is_its_fields() -> None:
+    word, plain = parse_recipe(ROBUST, "r.toml"), parse_recipe(PLAIN, "r.toml")
+    assert word == spelled(plain) != plain
+    assert teacher_digest(word) == teacher_digest(spelled(plain))
+    assert override(plain, ["teacher.labels.settings=robust"]) == word
+    assert parse_recipe(PLAIN, "r.toml", ["teacher.labels.settings=robust"]) == word
+    assert word.teacher.labels.settings is None
+    assert "settings" not in dump_recipe(word)
+    assert parse_recipe(dump_recipe(word), "r.toml") == word
+    check_recipe(word, "r.toml")
+
+
+def test_what_is_given_beside_it_wins() -> None:
+    assert read(ROBUST + "answer_entropy = 0.4\n[teacher.labels.pulls]\nposterior = 0.5\nanswers = 0.1").model_dump(
+        include={"answer_entropy", "divergence", "pulls"}, exclude_defaults=True
+    ) == {
+        "answer_entropy": 0.4,
+        "divergence": "reverse",
+        "pulls": {"posterior": 0.5, "answers": 0.1, "learn_confusions": True},
+    }
+    assert read(ROBUST, "teacher.labels.divergence=forward").divergence == "forward"
+    assert read(PLAIN, "teacher.labels.settings=robust", "teacher.labels.meta_loss_q=0").meta_loss_q == 0
+    # an assignment comes after the file, and after the assignments before it
+    assert read(PLAIN + "meta_loss_q = 0.1", "teacher.labels.settings=robust").meta_loss_q == 0.7
+    assert read(PLAIN, "teacher.labels.meta_loss_q=0", "teacher.labels.settings=robust").meta_loss_q == 0.7
+
+
+def test_it_is_said_in_an_arm() -> None:
+    arms = '[compare]\nstudents = false\n[compare.arms]\nplain = []\nrobust = ["teacher.labels.settings=robust"]'
+    found = {cell.arm: cell.recipe.teacher.labels.divergence for cell in grid(parse_recipe(PLAIN + arms, "r.toml"))}
+    assert found == {"plain": "forward", "robust": "reverse"}
+
+
+def test_words_that_stand_for_nothing_are_told() -> None:
+    for text in (PLAIN + 'settings = "sturdy"', PLAIN + "settings = 3"):
+        with pytest.raises(RecipeError, match=r'\[teacher.labels\] settings: found .*, expected "robust"'):
+            parse_recipe(text, "r.toml")
+    with pytest.raises(RecipeError, match="pulls"):
+        parse_recipe(ROBUST + "pulls = 3", "r.toml")
+    with pytest.raises(RecipeError, match="labels"):
+        parse_recipe("[teacher]\nlabels = 3", "r.toml", ["teacher.labels.settings=robust"])
