@@ -277,7 +277,7 @@ def _temperature(name: str, own: float, label_rule: str, reasons: list[str]) -> 
         return own
     chosen = 2.0 if name in ("ttm", "wttm") else 1.0  # these two are kd at T = 1
     reasons.append(
-        f"{name}: temperature {chosen:g} and not {own:g}, as the teacher's labels ({label_rule}) have made it soft"
+        f"{name}: temperature {chosen:g} and not {own:g}, as the teacher's labels were {label_rule} and not one-hot"
     )
     return chosen
 
