@@ -75,7 +75,8 @@ def _differ(one: Cell, other: Cell) -> bool:
 def keep(comparison: Comparison, folder: Path) -> None:
     """Its recipe and every cell's numbers."""
     writable_folder(folder)
-    write_plan(comparison.recipe, folder)
+    finished = {result.cell.key for result in comparison.results if result.state == "finished"}
+    write_plan(comparison.recipe, folder, finished)
     write_results(comparison, folder)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,12 +28,18 @@ _STATES = ("finished", "failed", "missing")  # the best first
 TABLE, CSV, TEX, PAGE = "table.md", "table.csv", "table.tex", "report.html"
 
 
-def write_plan(recipe: Recipe, folder: Path) -> None:
-    """The recipe, in the comparison's folder. Numbers without runs are set aside, if they are of another recipe."""
+def write_plan(recipe: Recipe, folder: Path, finished: Collection[str] = ()) -> None:
+    """The recipe, in the comparison's folder. Numbers without runs that are of another one are set aside.
+
+    Args:
+        recipe: of the comparison.
+        folder: the comparison's.
+        finished: keys of cells whose numbers are in hand, to be written next.
+    """
     path, text = folder / COMPARISON, dump_recipe(recipe).encode()
     if not path.is_file() or path.read_bytes() != text:
         if is_published(folder):
-            set_aside(folder)
+            set_aside(folder, finished)
         write_bytes(path, text)
 
 

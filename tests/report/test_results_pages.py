@@ -56,6 +56,16 @@ def test_runs_count_before_what_was_kept(tmp_path: Path, recipe: Path) -> None:
     assert {result.state for result in nothing.results} == {"missing"}
 
 
+def test_what_grows_leaves_nothing_behind(tmp_path: Path) -> None:
+    """An arm that was added changes the recipe; the numbers before it are all in those after it."""
+    kept = tmp_path / "r"
+    results.keep(made(), kept)
+    results.keep(made("compare.teachers=onehot,instance,class"), kept)
+    assert sorted(path.name for path in kept.iterdir()) == ["comparison.toml", "results.json"]
+    results.keep(made("compare.teachers=onehot"), kept)
+    assert len(list(kept.glob("results-*.json"))) == 1
+
+
 def test_numbers_of_another_recipe_are_left_out(tmp_path: Path, recipe: Path) -> None:
     """The recipe was edited since: another arm than `instance`, or other epochs."""
     results.keep(made(), tmp_path / "results" / "r")
