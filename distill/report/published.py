@@ -19,7 +19,7 @@ from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
 from distill.report.results import CELLS, CellResult
-from distill.store.atomic import read_json, sha256_of, write_json
+from distill.store.atomic import mendable, read_json, sha256_of, write_json
 
 COMPARISON, RESULTS = "comparison.toml", "results.json"  # the recipe of a comparison's folder, and its numbers
 _Number: TypeAlias = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
@@ -88,7 +88,11 @@ def write_results(comparison: Comparison, folder: Path) -> None:
 
 
 def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
-    """Renames a results.json that has the only numbers of other cells than these: finished ones without their runs."""
+    """Renames a results.json that has the only numbers of other cells than these: finished ones without their runs.
+
+    Raises:
+        StoreError: it cannot be renamed.
+    """
     path = folder / RESULTS
     try:
         told = [cell for cell in read_json(path)["cells"] if cell["state"] == "finished"]
@@ -96,7 +100,10 @@ def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
     except (UserError, LookupError, TypeError):
         return  # there is none, or none that can be read
     if only:
-        path.rename(folder / f"results-{sha256_of(path)[:12]}.json")
+        try:
+            path.rename(folder / f"results-{sha256_of(path)[:12]}.json")
+        except OSError as error:
+            raise mendable(path, "set aside", error) from error
 
 
 def without_runs(comparison: Comparison) -> Comparison:
