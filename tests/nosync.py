@@ -28,7 +28,8 @@ def no_host_sync(device: str = "cpu") -> Iterator[None]:
     """Raises `HostSync` on every operation of the body that makes the host wait.
 
     Those whose value or shape the host must read: item, bool, equal, nonzero, unique, masked_select, bincount and all
-    others that torch tags so; indexing by a mask; copies from one device to another that are not `non_blocking`.
+    others that torch tags so; indexing by a mask; copies from one device to another that are not `non_blocking`, the
+    number's in `x[rows] = number` too.
 
     Args:
         device: the type of the device whose tensors count. On "cpu" it is a stand-in for a GPU, and the whole step can
@@ -67,7 +68,7 @@ class _Watch(TorchDispatchMode):
 def _why_it_waits(func: Any, args: Any, kwargs: Any, devices: set[torch.device]) -> str:
     name = func._schema.name.removeprefix("aten::")
     if name in _INDEXING:
-        return _why_indexing_waits(args[0], args[1])
+        return _why_indexing_waits(args[0], args[1], args[2] if len(args) > 2 else args[0])
     if torch.Tag.data_dependent_output in func.tags:
         return "the host reads a value"
     if torch.Tag.dynamic_output_shape in func.tags:
@@ -77,7 +78,9 @@ def _why_it_waits(func: Any, args: Any, kwargs: Any, devices: set[torch.device])
     return ""
 
 
-def _why_indexing_waits(indexed: Tensor, indices: Sequence[Tensor | None]) -> str:
+def _why_indexing_waits(indexed: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> str:
+    if values.device != indexed.device:
+        return f"what is written is on {values.device}, the tensor on {indexed.device}"
     for index in indices:
         if index is not None and index.dtype in (torch.bool, torch.uint8):
             return "indexing by a mask counts its entries"

@@ -44,6 +44,7 @@ MOVES: dict[str, Callable[[Tensor], object]] = {
     "to": lambda x: torch.zeros(3).to(x.device),
     "tensor": lambda x: torch.tensor(3.0, device=x.device),
     "copy_": lambda x: x.copy_(torch.ones(4, 3)),
+    "a number to rows": lambda x: x.__setitem__(torch.zeros(2, dtype=torch.int64, device=x.device), 1.0),
     "index": lambda x: x[torch.zeros(3, dtype=torch.int64)],
     "tolist": lambda x: x.tolist(),
 }

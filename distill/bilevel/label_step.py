@@ -76,10 +76,9 @@ class LabelStep:
         self.updates += 1
         if not self.mean:
             self.mean = {name: torch.zeros_like(t) for name, t in r.items()}
-        for name, t in r.items():
-            self.mean[name].lerp_(t, 1 - self.decay)
-        correction = 1 - self.decay**self.updates
-        return {name: t / correction for name, t in self.mean.items()}
+        torch._foreach_lerp_([self.mean[name] for name in r], list(r.values()), 1 - self.decay)
+        means = torch._foreach_div(list(self.mean.values()), 1 - self.decay**self.updates)
+        return dict(zip(self.mean, means, strict=True))
 
     def check(self) -> None:
         """Raises BilevelError when a derivative was not finite."""

@@ -141,8 +141,8 @@ class Maker:
             raise ValueError("views that mix need the population that partners are taken from")
         deviation, centre = torch.tensor(std, dtype=torch.float64), torch.tensor(mean, dtype=torch.float64)
         # (x / 255 - mean) / std as one multiplication and one addition.
-        self.scale = (1 / (255 * deviation)).float().to(device).view(1, -1, 1, 1)
-        self.shift = (-centre / deviation).float().to(device).view(1, -1, 1, 1)
+        self.scale = moved((1 / (255 * deviation)).float().view(1, -1, 1, 1), device)
+        self.shift = moved((-centre / deviation).float().view(1, -1, 1, 1), device)
         self.source, self.given, self.device, self.augmentation = source, given, device, augmentation
 
     def want(self, indices: Tensor, k: Tensor) -> Wanted:

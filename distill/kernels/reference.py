@@ -119,7 +119,7 @@ def sgd_rows_(
         g = _wide(buffer[rows]) * momentum + g
         buffer[rows] = g.to(buffer.dtype)
     phi[rows] = (_wide(phi[rows]) - step.to(g.dtype) * g).to(phi.dtype)
-    touched[rows] = True
+    touched.index_fill_(0, rows, True)  # `touched[rows] = True` copies the value to a GPU, and waits
 
 
 def adam_rows_(
@@ -167,7 +167,7 @@ def adam_rows_(
     first[rows] = m.to(first.dtype)
     second[rows] = v.to(second.dtype)
     phi[rows] = (_wide(phi[rows]) - step.to(g.dtype) * change).to(phi.dtype)
-    touched[rows] = True
+    touched.index_fill_(0, rows, True)  # `touched[rows] = True` copies the value to a GPU, and waits
 
 
 def _wide(tensor: Tensor) -> Tensor:

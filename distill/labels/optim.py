@@ -120,7 +120,7 @@ class RowNormalised:
         direction = torch.where(length > 0, g / length, 0.0)
         phi = self.table.phi
         phi[rows] = (phi[rows] - self.step * direction).to(phi.dtype)  # repeats write the same value
-        self.touched[rows] = True
+        self.touched.index_fill_(0, rows, True)
 
     def state_dict(self) -> dict[str, Tensor]:
         """See `RowOptimizer`."""

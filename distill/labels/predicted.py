@@ -236,7 +236,7 @@ class Elr(Predicted):
         answers = combine_repeats(rows, p.detach(), mean=True).to(before.dtype)
         t = self.decay * before + (1.0 - self.decay) * answers
         self.table.phi[rows] = t  # repeats write the same value
-        self.touched[rows] = True
+        self.touched.index_fill_(0, rows, True)
         left = (p * (1.0 - t)).sum(-1)  # 1 - <p, t> without its cancellation, since p sums to 1
         loss = cross_entropy(logits, given) + self.weight * left.clamp_min(SMALLEST_LEFT).log()
         return loss, t / t.sum(-1, keepdim=True)

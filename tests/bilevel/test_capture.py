@@ -40,10 +40,10 @@ def build(
     rule = Learned(table, step=1.0, optimizer="adam")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
     training = Training(model, optimizer, rule, 5, clip_norm=clip)
-    label_step = LabelStep(rule, ESTIMATORS[estimator], mean)
+    label_step, meta_batch = LabelStep(rule, ESTIMATORS[estimator], mean), batch_of(2, device)
     steps: dict[str, Step] = {
         "plain": PlainStep(training),
-        "held-out": HeldOutStep(training, label_step, lambda number: batch_of(2, device)),
+        "held-out": HeldOutStep(training, label_step, lambda number: meta_batch),
         "next-batch": NextBatchStep(training, label_step),
     }
     return training, steps[meta]
