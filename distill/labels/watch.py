@@ -16,7 +16,9 @@ _MOST_SATURATED, _MOST_MOVED, _NEARLY_UNIFORM, _CROWDED = 0.5, 0.5, 0.95, 2.0
 _CURE = "a smaller [teacher.labels] step, a longer warmup_epochs or a pull towards the start"
 
 
-def label_metrics(labels: Labels, train: Tensor, kept: LearnedLabels | None) -> dict[str, float]:
+def label_metrics(
+    labels: Labels, train: Tensor, kept: LearnedLabels | None, *, truth_known: bool = True
+) -> dict[str, float]:
     """Of the training images: shares of right, moved and saturated labels, mean entropy in nats, and crowding.
 
     `labels_crowding` is how many times as many labels as given ones the class has that gained most. It is 1 where
@@ -27,11 +29,12 @@ def label_metrics(labels: Labels, train: Tensor, kept: LearnedLabels | None) -> 
         labels: given and true ones, of all images of the source.
         train: source indices of the training images, int64 [N].
         kept: the labels that move; None: there are none.
+        truth_known: False leaves out what compares with true labels.
     """
     given, true = labels.given[train], labels.true[train]
-    before = {"given_right": float((given == true).double().mean())}
+    against = {"given_right": float((given == true).double().mean())} if truth_known else {}
     if kept is None:
-        return before
+        return against
     rows = given if kept.kind == "class" else torch.searchsorted(kept.indices, train)
     likeliest = kept.argmax[rows]
     classes = kept.averaged.shape[1]
@@ -39,23 +42,20 @@ def label_metrics(labels: Labels, train: Tensor, kept: LearnedLabels | None) -> 
     # Of the table's rows, not of the images', and never all of them in float64 at once.
     parts = [torch.special.entr(part.double()).sum(-1) for part in torch.split(kept.averaged, 2**14)]
     moved, wrong = likeliest != given, given != true
-    found = float((moved & wrong).sum())
-    suspects = {
-        f"suspects_{name}": found / int(of.sum())
-        for name, of in (("precision", moved), ("recall", wrong))
-        if wrong.any() and of.any()
-    }
-    return (
-        before
-        | suspects
-        | {
-            "labels_right": float((likeliest == true).double().mean()),
-            "labels_moved": float(moved.double().mean()),
-            "labels_saturated": float((kept.confidence[rows] > SATURATED).double().mean()),
-            "labels_crowding": float((counts / at_first.clamp(min=1)).max()),
-            "label_entropy": float(torch.cat(parts)[rows].mean()),
+    if truth_known:
+        found = float((moved & wrong).sum())
+        against |= {
+            f"suspects_{name}": found / int(of.sum())
+            for name, of in (("precision", moved), ("recall", wrong))
+            if wrong.any() and of.any()
         }
-    )
+        against["labels_right"] = float((likeliest == true).double().mean())
+    return against | {
+        "labels_moved": float(moved.double().mean()),
+        "labels_saturated": float((kept.confidence[rows] > SATURATED).double().mean()),
+        "labels_crowding": float((counts / at_first.clamp(min=1)).max()),
+        "label_entropy": float(torch.cat(parts)[rows].mean()),
+    }
 
 
 class Watch:

@@ -64,6 +64,11 @@ class DataRecipe(Table):
     )
     noise: NoiseRecipe = Field(default_factory=NoiseRecipe, description="Wrong labels, planted on purpose.")
 
+    @property
+    def truth_known(self) -> bool:
+        """Whether it is known which labels are right. Of a folder it is not, unless wrong ones were planted in it."""
+        return self.source != "folder" or self.noise.kind != "none"
+
 
 class ViewsRecipe(Table):
     """Augmentation. View k of image i is always the same pixels."""

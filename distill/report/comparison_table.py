@@ -204,7 +204,10 @@ def _labels_right(row: Row) -> str:
         return ""
     before, after = (mean_of(row, Column("", name, 100, 1)) for name in ("given_right", "labels_right"))
     if after == "-":
-        return "-" if before == "-" else f"{_mean(row, 'given_right')} (fixed)"
+        if before == "-":  # the truth is not known
+            moved = _mean(row, "labels_moved")
+            return moved if moved == "-" else f"{moved} moved"
+        return f"{_mean(row, 'given_right')} (fixed)"
     return f"{_mean(row, 'given_right')} -> {after} ({_mean(row, 'labels_moved')} moved)"
 
 

@@ -181,6 +181,8 @@ def _cells(metrics: Mapping[str, float]) -> tuple[str, ...]:
     labels = _percent(metrics, "given_right")
     if "labels_right" in metrics:
         labels += f" -> {_percent(metrics, 'labels_right')}"
+    elif "labels_moved" in metrics:
+        labels = f"{_percent(metrics, 'labels_moved')} moved"
     return (
         _percent(metrics, "test_accuracy"),
         f"{metrics['test_nll']:.3f}" if "test_nll" in metrics else "-",

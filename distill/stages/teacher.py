@@ -244,7 +244,8 @@ class TeacherTask:
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """How many labels are right, how soft they are, how many moved; says when they have collapsed."""
         self.rule.end_epoch(epoch + 1, self.epochs)
-        metrics = label_metrics(self.data.labels, self.data.splits.train, self.rule.kept())
+        truth, train = self.recipe.data.truth_known, self.data.splits.train
+        metrics = label_metrics(self.data.labels, train, self.rule.kept(), truth_known=truth)
         for problem in self._watch(metrics):
             self.listener(Notice(problem))
         return metrics

@@ -68,6 +68,13 @@ def test_fixed_labels_have_what_is_given() -> None:
     assert Watch(3)({"given_right": 0.5}) == []
 
 
+def test_without_the_truth_nothing_is_said_of_it() -> None:
+    table = kept([[1.0, 0.0, 0.0], [0.2, 0.8, 0.0], [0.25, 0.5, 0.25], [0.4, 0.3, 0.3]])
+    metrics = label_metrics(Labels(GIVEN, GIVEN), TRAIN, table, truth_known=False)
+    assert sorted(metrics) == ["label_entropy", "labels_crowding", "labels_moved", "labels_saturated"]
+    assert label_metrics(Labels(GIVEN, GIVEN), TRAIN, None, truth_known=False) == {}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
