@@ -12,6 +12,7 @@ from distill.losses.logit import kd
 from distill.losses.soft import cross_entropy, soft_cross_entropy
 from distill.losses.terms import Sizes, build_term
 from distill.recipe.losses import CATALOGUE, LossRecipe, TermRecipe, settle
+from tests.nosync import no_host_sync
 
 B, C, DS, DT = 6, 5, 3, 4
 SIZES = Sizes(C, DS, DT, 50)
@@ -143,3 +144,15 @@ def test_online_labels_and_temperatures_survive_in_the_state() -> None:
     other.load_state_dict(made.state_dict())
     losses = [each(student(), taught, 2)["loss"].item() for each in (made, other, fresh)]
     assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_the_host_never_waits(name: str, mixed: bool) -> None:
+    made, outputs = criterion(name=name), student()
+    partner = {"partner": torch.tensor([1, 0, 3, 2, 0, 4]), "share": torch.full((B,), 0.7)} if mixed else {}
+    taught = lesson(**partner)
+    with no_host_sync():
+        told = made(outputs, taught, 0)
+        told["loss"].backward()
+        teaching_metrics(outputs.logits.detach(), taught.teacher.logits)
