@@ -128,10 +128,12 @@ def opening(path: Path) -> str:
 
 
 def cost(comparison: Comparison) -> str:
-    """Core-hours of its finished cells."""
+    """Hours of its finished cells, added up."""
     done = [result for result in comparison.results if result.state == "finished"]
     hours = sum(result.seconds for result in done) / 3600
-    return f"{len(done)} of {len(comparison.results)} cells, {hours:.1f} hours of one core."
+    devices = {result.provenance.get("machine", {}).get("device", "cpu") for result in done}
+    of = "of one core" if all(device.startswith("cpu") for device in devices) else "of cells side by side"
+    return f"{len(done)} of {len(comparison.results)} cells, {hours:.1f} hours {of}."
 
 
 def body(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +54,9 @@ class FiniteDifference:
         moved = {name: theta.clone() if name in direction else theta for name, theta in inner.theta.items()}
         torch._foreach_add_([moved[name] for name in direction], torch._foreach_mul(list(direction.values()), eps))
         precision = "float32" if self.central else inner.precision
-        with torch.no_grad():
+        # The one-sided form's other end is the training forward, which may have TF32: both ends have to be alike.
+        exact = hygiene.full_float32() if self.central else nullcontext()
+        with torch.no_grad(), exact:
             logits = hygiene.silent_forward(
                 model, moved, inner.images, seed=inner.seed, precision=precision, buffers=inner.buffers
             )

@@ -38,7 +38,7 @@ class ForwardMode:
             warnings.filterwarnings("ignore", message=".*torch.jit.script.* is deprecated")
             duals = {name: dual(t, direction.get(name)) for name, t in inner.theta.items()}
             try:
-                with FusedTangents():
+                with FusedTangents(), hygiene.full_float32():
                     logits = hygiene.silent_forward(
                         model, duals, inner.images, seed=inner.seed, precision="float32", buffers=inner.buffers
                     )

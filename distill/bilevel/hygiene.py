@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -169,6 +170,21 @@ def kept_features(model: nn.Module, *, wanted: bool) -> Iterator[list[Tensor]]:
         yield kept
     finally:
         handle.remove()
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Float32 that is float32: on GPUs that have TF32, torch's convolutions use it by default, with ten bits."""
+    cudnn: Any = torch.backends.cudnn
+    kinds = (cudnn.conv, cudnn.rnn)  # of one mind, or torch refuses to say which
+    before = [kind.fp32_precision for kind in kinds]
+    try:
+        for kind in kinds:
+            kind.fp32_precision = "none"
+        yield
+    finally:
+        for kind, precision in zip(kinds, before, strict=True):
+            kind.fp32_precision = precision
 
 
 @contextmanager

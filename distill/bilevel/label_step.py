@@ -71,7 +71,7 @@ class LabelStep:
             self.slow.follow(model)
 
     def _averaged(self, r: Tensors) -> Tensors:
-        if self.decay == 0:
+        if self.decay == 0 or not r:
             return r
         self.updates += 1
         if not self.mean:

@@ -183,7 +183,9 @@ class LookAhead:
             rules[name] = _RULES[kept["rule"]](**values)
         clip = state["clip"]
         if clip is not None:
-            clip = Clip(clip["max_norm"], clip["norm"], laid_out_like_parameters(clip["clipped"], model))
+            clipped = laid_out_like_parameters(clip["clipped"], model)
+            device = next(model.parameters()).device
+            clip = Clip(clip["max_norm"], clip["norm"].to(device), clipped)
         return cls(rules, clip)
 
 

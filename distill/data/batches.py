@@ -25,11 +25,17 @@ class Mix:
         indices: source indices of the partners, int64 [B], on the device.
         given: their given labels, int64 [B], on the device.
         share: of the image itself, float32 [B], on the device; CutMix's is the share of the area that it kept.
+        rows: `indices` on the CPU.
     """
 
     indices: Tensor
     given: Tensor
     share: Tensor
+    rows: Tensor
+
+    def head(self, count: int) -> Mix:
+        """Of the first images."""
+        return Mix(self.indices[:count], self.given[:count], self.share[:count], self.rows[:count])
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,7 @@ class Batch:
             given=self.given[:count],
             rows=self.rows[:count],
             view=self.view[:count],
-            mix=self.mix and Mix(self.mix.indices[:count], self.mix.given[:count], self.mix.share[:count]),
+            mix=self.mix and self.mix.head(count),
         )
 
 
@@ -173,12 +179,16 @@ class Maker:
     def make(self, wanted: Wanted, images: Tensor) -> Batch:
         """The batch, from the images of `wanted.fetched`, uint8 [B + M, ch, H, W]."""
         pixels, pairs = self.pixels(wanted, images), wanted.pairs
-        of_partners = () if pairs is None else (pairs.partner, self.given[pairs.partner], pairs.share)
         return Batch(
             indices=moved(wanted.indices, self.device),
             images=torch.addcmul(self.shift, pixels.float(), self.scale),
             given=moved(self.given[wanted.indices], self.device),
             rows=wanted.indices,
             view=wanted.k,
-            mix=Mix(*(moved(tensor, self.device) for tensor in of_partners)) if of_partners else None,
+            mix=None if pairs is None else self._mix(pairs),
         )
+
+    def _mix(self, pairs: Pairs) -> Mix:
+        of_partners = (pairs.partner, self.given[pairs.partner], pairs.share)
+        indices, given, share = (moved(tensor, self.device) for tensor in of_partners)
+        return Mix(indices, given, share, pairs.partner)

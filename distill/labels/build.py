@@ -96,6 +96,7 @@ def _pencil(labels: LabelsRecipe, images: Images) -> LabelRule:
         step=own.step,
         compatibility=own.compatibility,
         entropy=own.entropy,
+        backend=labels.backend,
     )
 
 

@@ -64,7 +64,7 @@ def _gains(comparison: Comparison) -> str:
 def _labels(comparison: Comparison) -> str:
     """How many labels the teachers left right, and how good their suspicions are; "" where none learn."""
     head = ["labels", "given right %", "right %", "moved %", "precision %", "recall %"]
-    learning = [row for row in comparison.rows if row.network == "teacher" and row.values("labels_right")]
+    learning = [row for row in comparison.rows if row.network == "teacher" and row.values("labels_moved")]
     rows = ([row.name, *(mean_of(row, Column("", name, 100, 1)) for name in LABELS)] for row in learning)
     text = (
         "## Labels\n\nOf the training images, after training. Precision: share of the moved labels that were wrong. "

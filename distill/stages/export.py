@@ -105,10 +105,13 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
 def _measured(folder: Path, data: ImageData, recipe: Recipe) -> dict[str, float]:
     """What the answers are like, for a comparison to tell why its students differ.
 
-    Of mixed images it is the entropy alone: they have two labels, so no answer is the right one.
+    Of mixed images it is the entropy alone: they have two labels, so no answer is the right one. Where nobody knows
+    which labels are right, it is not said how many answers are.
     """
     found = answers_of(LogitStore.open(folder, reconstruct=True), data.labels.given, data.labels.true)
-    return {MEASURED: found[MEASURED]} if recipe.views.mixes else found
+    if recipe.views.mixes:
+        return {MEASURED: found[MEASURED]}
+    return found if recipe.data.truth_known else {name: v for name, v in found.items() if name != "answers_right"}
 
 
 def _measure_an_old_one(run: Run, data: ImageData, recipe: Recipe) -> None:

@@ -124,8 +124,11 @@ class OnlineTeaching:
 
     def __init__(self, model: nn.Module, data: ImageData, recipe: Recipe, wanted: frozenset[Need]) -> None:
         self.model = model
-        self.own, self.seen = (data.mean, data.std), _normalisation(data, recipe)
-        few = _renormalised(torch.zeros(2, *data.shape, device=next(model.parameters()).device), self.own, self.seen)
+        device, seen = next(model.parameters()).device, as_teacher_sees(data, recipe)
+        numbers = (data.mean, data.std, seen.mean, seen.std)
+        same = numbers[:2] == numbers[2:]
+        self._change = None if same else [torch.tensor(v, device=device).view(-1, 1, 1) for v in numbers]
+        few = self._as_seen(torch.zeros(2, *data.shape, device=device))
         self.inside = Inside(model, few, features="features" in wanted, maps="maps" in wanted)
 
     @property
@@ -141,24 +144,20 @@ class OnlineTeaching:
     @torch.no_grad()
     def outputs(self, batch: Batch) -> Outputs:
         """See `Teaching`."""
-        images = batch.images if self.own == self.seen else _renormalised(batch.images, self.own, self.seen)
+        images = self._as_seen(batch.images)
         with self.inside as inside:
             return Outputs(self.model(images).float(), inside.features, inside.maps)
+
+    def _as_seen(self, images: Tensor) -> Tensor:
+        """Images [B, ch, H, W] of the student's normalisation in the teacher's; of one channel perhaps in three."""
+        if self._change is None:
+            return images
+        mean, std, new_mean, new_std = self._change
+        return (images * std + mean - new_mean) / new_std
 
     def contrast(self, count: int, step: int) -> Contrast:
         """Refused by `check_recipe`: there are no stored features to draw from."""
         raise AssertionError(f"no store to draw {count} images from in step {step}")
-
-
-def _normalisation(data: ImageData, recipe: Recipe) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    seen = as_teacher_sees(data, recipe)
-    return seen.mean, seen.std
-
-
-def _renormalised(images: Tensor, own: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> Tensor:
-    """Images [B, ch, H, W] of one normalisation as another one would give them; of one channel perhaps in three."""
-    mean, std, new_mean, new_std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (*own, *other))
-    return (images * std + mean - new_mean) / new_std
 
 
 class LearnedLookup:
@@ -181,7 +180,7 @@ class LearnedLookup:
         own = self._rows(batch.rows, batch.given)
         if batch.mix is None:
             return own
-        return mixed(own, self._rows(batch.mix.indices.cpu(), batch.mix.given), batch.mix.share.unsqueeze(1))
+        return mixed(own, self._rows(batch.mix.rows, batch.mix.given), batch.mix.share.unsqueeze(1))
 
     def _rows(self, indices: Tensor, given: Tensor) -> Tensor:
         """Source indices int64 [B] on the CPU, given labels int64 [B] on the device -> [B, C]."""

@@ -24,6 +24,8 @@ def prepare_device(recipe: Recipe) -> torch.device:
             f"device: found {recipe.device!r}, but torch sees {torch.cuda.device_count()} CUDA devices",
             cure='use device = "auto" or "cpu".',
         )
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # else what names no GPU would be done, and hold memory, on the first one
     return device
 
 

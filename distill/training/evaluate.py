@@ -81,7 +81,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], targets: Tensor) -> Sco
     try:
         with torch.no_grad():
             for batch in batches:
-                scorer.add(model(batch.images), targets[batch.indices.cpu()])
+                scorer.add(model(batch.images), targets[batch.rows])
     finally:
         model.train(was_training)
     return scorer.scores()

@@ -49,7 +49,7 @@ def test_its_limit_is_cross_entropy() -> None:
 def test_mixed_images_have_both_partners_in_their_shares() -> None:
     given, partners, share = [0, 3, 1], [2, 3, 0], torch.tensor([0.2, 0.5, 1.0], dtype=DOUBLE)
     batch, logits = batch_of(given), logits_of(3)
-    mixed = replace(batch, mix=Mix(torch.tensor([1, 1, 0]), torch.tensor(partners), share))
+    mixed = replace(batch, mix=Mix(torch.tensor([1, 1, 0]), torch.tensor(partners), share, torch.tensor([1, 1, 0])))
     own, other = (torch.from_numpy(by_numpy(logits.numpy(), each, 0.7)) for each in (given, partners))
     torch.testing.assert_close(meta_loss(logits, mixed, 0.7), share * own + (1 - share) * other)
 

@@ -27,7 +27,7 @@ def mixed_batch(number: int) -> Batch:
     partners = torch.roll(batch.indices, 2)
     partners[0] = batch.indices[0]
     share = torch.tensor([0.3, 0.75, 0.5, 0.9, 1.0], dtype=torch.float64)
-    return replace(batch, mix=Mix(partners, cases.given_labels()[partners], share))
+    return replace(batch, mix=Mix(partners, cases.given_labels()[partners], share, partners))
 
 
 def training_of(kind: str, parametrisation: str = "softmax") -> Training:
@@ -95,7 +95,7 @@ def test_images_mixed_with_themselves_are_not_mixed(kind: str, parametrisation: 
     def alone(number: int) -> Batch:
         batch = cases.batch_of(number)
         share = torch.linspace(0, 1, len(batch.given)).double()
-        return replace(batch, mix=Mix(batch.indices, batch.given, share))
+        return replace(batch, mix=Mix(batch.indices, batch.given, share, batch.rows))
 
     rows = []
     for batches in (cases.batch_of, alone):

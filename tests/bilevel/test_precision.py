@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -144,3 +145,17 @@ def test_plain_steps_skip_too() -> None:
     rescale(made, 1024.0)
     step(batch_of(1), 1, learn=False)
     assert any(not torch.equal(p, before[name]) for name, p in made.model.named_parameters())
+
+
+@pytest.mark.parametrize(("name", "expected"), [("central", "none"), ("forward-mode", "none"), ("one-sided", "tf32")])
+def test_tf32_is_off_where_digits_count(name: str, expected: str) -> None:
+    """One-sided differences start from the training forward, so they keep what that had."""
+    made, seen = training("float32"), []
+    inner, r = trial_step(made, batch_of(0), batch_of(1))
+    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    before = conv.fp32_precision
+    made.model.register_forward_pre_hook(lambda module, given: seen.append(conv.fp32_precision))
+    ESTIMATORS[name](made.model, inner, r)
+    assert set(seen) == {expected}
+    assert conv.fp32_precision == before == "tf32"
+    assert torch.backends.cudnn.allow_tf32  # the older flag can still be asked for

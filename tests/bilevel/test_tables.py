@@ -63,7 +63,7 @@ def batch_of(number: int, mixed: bool) -> Batch:
         return batch
     partners = torch.roll(batch.indices, 2)
     share = torch.tensor([0.3, 0.75, 0.5, 0.9, 1.0], dtype=torch.float64)
-    return replace(batch, mix=Mix(partners, cases.given_labels()[partners], share))
+    return replace(batch, mix=Mix(partners, cases.given_labels()[partners], share, partners))
 
 
 def reverse_divergence(logits: Tensor, target: Tensor) -> Tensor:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from distill.bilevel.estimators import ESTIMATORS
-from distill.data.loader import open_data
+from distill.data.loader import Batch, open_data
 from distill.recipe.schema import Recipe
 from distill.report.runs import open_run
 from distill.stages.bench import bench
 from distill.stages.pipeline import run_pipeline
+from distill.stages.student_task import StudentTask
 from distill.stages.teacher import TeacherTask, train_teacher
 from distill.stages.verify import verify_path
 from distill.store.labels import read_labels
@@ -38,7 +40,9 @@ LABELS: dict[str, tuple[str, ...]] = {
     "instance, normalised rows": ("rule=instance", "optimizer=normalised"),
     "instance, projected": ("rule=instance", "parametrisation=projected"),
     "robust": ("settings=robust",),
-    "learned confusions": ("settings=robust", "pulls.learn_confusions=true"),
+    "judges trained on": ("rule=instance", "divergence=reverse", "pulls.posterior=1", "meta_joins=always"),
+    "pulls, next batch": ("rule=instance", "meta=next-batch", "pulls.answers=0.3", "momentum=0.5"),
+    "fixed mass": ("rule=class", "parametrisation=fixed-mass"),
     "slow network": ("rule=instance", "pulls.answers=0.3", "pulls.ema_decay=0.9"),
 }
 
@@ -113,6 +117,27 @@ def test_from_images_to_a_student(tiny: Tiny, tmp_path: Path, loss: str) -> None
     assert open_run(tmp_path / "tiny").metrics("teacher")["test_accuracy"] > 0.2
     assert verify_path(tmp_path / "tiny") > 0
     assert read_labels(tmp_path / "tiny/labels").labels.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("loss", "views"),
+    [(loss, "count=2") for loss in ("kd", "ctkd", "ols", "crd", "labels")]
+    + [(loss, "mixup=0.8") for loss in ("kd", "crd", "labels")],
+)
+def test_a_students_step_waits_for_nothing(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, loss: str, views: str) -> None:
+    step = StudentTask.step
+
+    def watched(task: StudentTask, batch: Batch, epoch: int, number: int) -> dict[str, Tensor]:
+        if number < 3:  # they compile
+            return step(task, batch, epoch, number)
+        with nothing_waits():
+            return step(task, batch, epoch, number)
+
+    monkeypatch.setattr(StudentTask, "step", watched)
+    more = ("student.ema_decay=0.9", "student.micro_batches=2", f"export.features={str(loss == 'crd').lower()}")
+    recipe = tiny("device=cuda", "teacher.epochs=2", f"views.{views}", f"student.loss.name={loss}", *more)
+    _, student = run_pipeline(recipe, ignore)
+    assert student.metrics("student")["epoch"] == recipe.student.epochs
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])

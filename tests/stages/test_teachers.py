@@ -102,6 +102,9 @@ def test_learned_labels(kind: str, device: torch.device) -> None:
 
     rows = [expected(index, given) for index, given in zip(batch.rows.tolist(), GIVEN.tolist(), strict=True)]
     assert torch.equal(found.cpu(), torch.stack(rows))
-    mix = Mix(batch.indices.flip(0), batch.given.flip(0), torch.full((len(rows),), 0.25, device=device))
-    both = lookup.of(Batch(batch.indices, batch.images, batch.given, batch.rows, batch.view, mix)).cpu()
-    assert torch.allclose(both, 0.25 * torch.stack(rows) + 0.75 * torch.stack(rows[::-1]))
+    share = torch.full((len(rows),), 0.25, device=device)
+    mix = Mix(batch.indices.flip(0), batch.given.flip(0), share, batch.rows.flip(0))
+    mixed = Batch(batch.indices, batch.images, batch.given, batch.rows, batch.view, mix)
+    with nothing_waits(device):
+        both = lookup.of(mixed)
+    assert torch.allclose(both.cpu(), 0.25 * torch.stack(rows) + 0.75 * torch.stack(rows[::-1]))
