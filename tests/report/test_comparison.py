@@ -112,6 +112,15 @@ def test_what_the_teachers_answer_stands_beside_how_their_students_did() -> None
     assert "answers_separation_mean" in csv_text(made(metrics=metrics))
 
 
+def test_where_nobody_knows_the_truth_only_what_moved_is_told() -> None:
+    unknown = {name: value for name, value in METRICS.items() if name not in ("given_right", "labels_right")}
+    fixed = {name: value for name, value in unknown.items() if name != "labels_moved"}
+    text = markdown(made("compare.students=false", metrics=lambda cell: fixed if cell.arm == "onehot" else unknown))
+    assert "| 30.0 moved |" in text
+    assert "| instance | - | - | 30.0 ± 0.0 | - | - |" in text
+    assert "| onehot | -" not in text.partition("## Labels")[2]
+
+
 def test_only_what_is_not_run_goes_unsaid() -> None:
     every = {cell.key: cell for cell in grid(made("compare.controls=true").recipe)}
     unrun = [key for key, cell in every.items() if cell.arm == "instance" and cell.control == ""]
