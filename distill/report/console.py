@@ -23,7 +23,8 @@ _WIDE = 140
 _COLUMNS = ("stage", "test %", "NLL", "ECE %", "valid %", "best (epoch)", "labels right %")  # 80 columns hold them
 _CAPTION = (
     "Accuracy, NLL and ECE on the test part and accuracy on validation, after the last epoch; test accuracy of the "
-    "epoch that validation chose; share of the training labels that are true, given -> learned."
+    "epoch that validation chose; share of the training labels that are true, given -> "
+    "learned, or, where nobody knows, that moved."
 )
 
 _MASS = "Mass: mean probability that labels given as the first class have learned for the second."
