@@ -1,6 +1,7 @@
 """A judge of host synchronisation that needs no GPU: whatever the host would have to wait for the device for, raises.
 
-What it cannot see is a wait inside a kernel library, and `.tolist()` and `.numpy()` of real tensors on the CPU.
+What it cannot see is a wait inside a kernel library, and `.tolist()` and `.numpy()` of real tensors on the CPU. Where
+there is a GPU, torch has a judge of its own: `gpu_must_not_wait`.
 """
 
 from __future__ import annotations
@@ -48,6 +49,17 @@ def fake_cuda() -> Iterator[torch.device]:
     """
     with FakeTensorMode(), no_host_sync("cuda"):
         yield torch.device("cuda:0")
+
+
+@contextmanager
+def gpu_must_not_wait() -> Iterator[None]:
+    """With a GPU: torch raises where the host would wait for it."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 class _Watch(TorchDispatchMode):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from distill.stages.teacher import TeacherTask, train_teacher
 from distill.stages.verify import verify_path
 from distill.store.labels import read_labels
 from distill.training.interrupt import Interrupted
+from tests.nosync import gpu_must_not_wait
 from tests.stages.test_resume import StopAt, ignore
 
 pytestmark = pytest.mark.gpu
@@ -47,16 +47,6 @@ LABELS: dict[str, tuple[str, ...]] = {
 }
 
 
-@contextmanager
-def nothing_waits() -> Iterator[None]:
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 def labels(name: str) -> list[str]:
     return [f"teacher.labels.{field}" for field in LABELS[name]]
 
@@ -75,7 +65,7 @@ def test_a_step_waits_for_nothing(tiny: Tiny, name: str, precision: str, backend
     batches = task.batches(epoch, 0)
     for number in (first + 1, first + 2):  # compiles; nothing is probed again
         task.step(next(batches), epoch, number)
-    with nothing_waits():
+    with gpu_must_not_wait():
         task.step(next(batches), epoch, first + 3)
     task.check()
 
@@ -130,7 +120,7 @@ def test_a_students_step_waits_for_nothing(tiny: Tiny, monkeypatch: pytest.Monke
     def watched(task: StudentTask, batch: Batch, epoch: int, number: int) -> dict[str, Tensor]:
         if number < 3:  # they compile
             return step(task, batch, epoch, number)
-        with nothing_waits():
+        with gpu_must_not_wait():
             return step(task, batch, epoch, number)
 
     monkeypatch.setattr(StudentTask, "step", watched)

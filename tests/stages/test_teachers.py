@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -18,6 +17,7 @@ from distill.errors import StoreError
 from distill.stages.teachers import LearnedLookup, StoredTeaching, same_place
 from distill.store.labels import LearnedLabels
 from distill.store.logits import LogitStore
+from tests.nosync import gpu_must_not_wait
 from tests.store import cases
 
 CHOSEN = torch.tensor([3, 10, 0, 7, 3])
@@ -30,18 +30,8 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)
 
 
-@contextmanager
-def nothing_waits(device: torch.device) -> Iterator[None]:
-    """On a GPU every wait of the host is an error."""
-    if device.type == "cpu":
-        yield
-        return
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+def nothing_waits(device: torch.device) -> AbstractContextManager[None]:
+    return nullcontext() if device.type == "cpu" else gpu_must_not_wait()
 
 
 def batch_on(device: torch.device) -> Batch:
