@@ -8,6 +8,7 @@ from torch import Tensor
 
 from distill.kernels import dispatch
 from tests.kernels.judge import ROWS, Make, adam_state, sgd_state
+from tests.nosync import gpu_must_not_wait
 
 
 @pytest.mark.gpu
@@ -30,12 +31,8 @@ def test_nothing_waits_for_the_device_and_all_can_be_captured(backend: dispatch.
     side = torch.cuda.Stream()
     with torch.cuda.stream(side):
         work()  # compiles
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with gpu_must_not_wait():
             work()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
     before = [t.clone() for t in sgd + adam]
     work()

@@ -18,7 +18,7 @@ from distill.labels.optim import RowAdam
 from distill.labels.tables import Kind, LabelTable, Parametrisation
 from distill.store.checkpoint import load_state, save_state
 from tests.labels.cases import EVERY, KINDS, OPTIMIZERS, PARAMETRISATIONS, C, N, images, learn, learned, noise
-from tests.nosync import fake_cuda, no_host_sync
+from tests.nosync import fake_cuda, gpu_must_not_wait, no_host_sync
 
 DOUBLE = torch.float64
 every = pytest.mark.parametrize(("kind", "parametrisation", "optimizer"), EVERY)
@@ -224,11 +224,8 @@ def test_nothing_waits_for_the_gpu(
     logits = noise(0, 4, C).to(device).requires_grad_()
     indices, labels_given = (t.to(device) for t in images(0, 2, 2, 5))
     walk(rule, logits, indices, labels_given, backward=True)  # compiles
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with gpu_must_not_wait():
         walk(rule, logits, indices, labels_given, backward=True)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 @every
