@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -107,11 +107,25 @@ def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
 
 
 def without_runs(comparison: Comparison) -> Comparison:
-    """To be written where there are no runs: it names none, and not where data and checkpoints lie on this machine."""
-    own = comparison.recipe
-    data = own.data.model_copy(update={"root": type(own.data).model_fields["root"].default})
-    recipe = own.model_copy(update={"checkpoints": Recipe.model_fields["checkpoints"].default, "data": data})
-    return Comparison(recipe, tuple(_without_run(result) for result in comparison.results))
+    """To be written where there are no runs: it names none, and not where anything lies on this machine.
+
+    Of a noise file and of a teacher from elsewhere the name is left, without the folders.
+    """
+    return Comparison(_without_places(comparison.recipe), tuple(map(_without_run, comparison.results)))
+
+
+def _without_places(recipe: Recipe) -> Recipe:
+    noise = recipe.data.noise.model_copy(update={"file": PurePath(recipe.data.noise.file).name})
+    root = type(recipe.data).model_fields["root"].default
+    imported = recipe.teacher.imported
+    imported = imported.model_copy(update={"source": PurePath(imported.source).name})
+    return recipe.model_copy(
+        update={
+            "checkpoints": Recipe.model_fields["checkpoints"].default,
+            "data": recipe.data.model_copy(update={"root": root, "noise": noise}),
+            "teacher": recipe.teacher.model_copy(update={"imported": imported}),
+        }
+    )
 
 
 def _without_run(result: CellResult) -> CellResult:

@@ -47,9 +47,11 @@ def test_it_says_what_the_runs_said(tmp_path: Path) -> None:
 
 
 def test_no_place_of_the_machine_is_in_it(tmp_path: Path) -> None:
-    comparison = made("checkpoints=/home/somebody/c", "data.root=/home/somebody/d")
+    noise = ("data.noise.kind=file", "data.noise.file=/home/somebody/n/wrong.csv")
+    comparison = made("checkpoints=/home/somebody/c", "data.root=/home/somebody/d", *noise)
     folder = publish(comparison, tmp_path / "p")
     assert all("somebody" not in (folder / name).read_text() for name in (COMPARISON, RESULTS))
+    assert read_comparison([folder]).recipe.data.noise.file == "wrong.csv"
     gone = replace(comparison.results[0], state="missing", reason="/home/somebody/c/r-compare/onehot-s0: not a run")
     folder = publish(replace(comparison, results=(gone, *comparison.results[1:])), tmp_path / "q")
     assert "somebody" not in (folder / RESULTS).read_text()
