@@ -7,7 +7,7 @@ dL/dy to dL/dphi; SGD with momentum and Adam on the rows of a batch. A round tak
 group of twenty each, in an order that turns from round to round. Given are medians over the rounds of microseconds a
 call, as the host sees them with the device's work done, the median of the rounds' ratios with its quartiles, and the
 floor: the fewest bytes that must move (each input read once, each output written once) over the bandwidth of a copy on
-the same device, measured in the same run. Both are far above that floor at these sizes: what counts is launches.
+the same device, measured in the same run. Not run on a GPU yet.
 
 An operation is a line of OPERATIONS: a function that is given `Inputs` and a backend and does it once.
 """
