@@ -20,14 +20,18 @@ from distill.errors import UserError
 from distill.recipe.digest import differences
 from distill.recipe.grid import Cell, comparison_folder, grid
 from distill.recipe.load import load_recipe
+from distill.report.arm_curves import arm_curves
 from distill.report.comparison import Comparison
 from distill.report.comparison_folder import read_comparison, write_plan
 from distill.report.comparison_markdown import markdown
 from distill.report.comparison_table import Column, mean_of
+from distill.report.curve_figure import curve_figure
+from distill.report.curves import CURVES
 from distill.report.published import COMPARISON, without_runs, write_results
 from distill.report.results import CellResult
 from distill.store.atomic import writable_folder
 
+FIGURE = "curves.png"
 INDEX = """# Results
 
 {listed}
@@ -45,8 +49,16 @@ def page(path: Path, comparison: Comparison) -> str:
     name = path.stem
     parts = [f"# {name}", opening(path), f"```sh\ndistill compare {path.as_posix()} --jobs 2\n```"]
     parts.append(f"{cost(comparison)} [Every cell's numbers]({name}/results.json).")
+    if has_curves(comparison):
+        parts.append(f"![what validation said after each epoch]({name}/{FIGURE})")
+        parts.append(f"Mean over the seeds, and from the lowest one to the highest: [the numbers]({name}/{CURVES}).")
     parts.append(searched(comparison) if name.startswith("search_") else body(markdown(comparison)))
     return "\n\n".join(parts) + "\n"
+
+
+def has_curves(comparison: Comparison) -> bool:
+    """Whether it is no search, and any teacher is known epoch by epoch."""
+    return not comparison.name.startswith("search_") and bool(arm_curves(comparison, "validation_accuracy"))
 
 
 def known(path: Path, checkpoints: str, kept: Path) -> tuple[Comparison, int]:
@@ -78,6 +90,8 @@ def keep(comparison: Comparison, folder: Path) -> None:
     finished = {result.cell.key for result in comparison.results if result.state == "finished"}
     write_plan(comparison.recipe, folder, finished)
     write_results(comparison, folder)
+    if has_curves(comparison):
+        curve_figure(comparison, folder / FIGURE)
 
 
 def index(recipes: Sequence[Path], pages: Path) -> str:

@@ -44,7 +44,7 @@ def write_plan(recipe: Recipe, folder: Path, finished: Collection[str] = ()) -> 
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """results.json, table.md, table.csv, table.tex and report.html."""
+    """results.json, curves.csv, table.md, table.csv, table.tex and report.html."""
     write_results(comparison, folder)
     write_bytes(folder / TABLE, markdown(comparison).encode())
     write_bytes(folder / CSV, csv_text(comparison).encode())

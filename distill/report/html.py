@@ -18,6 +18,7 @@ from distill.report.comparison import Comparison
 from distill.report.label_means import label_maps
 from distill.report.page.answers import answers
 from distill.report.page.cost import cost
+from distill.report.page.curves import curves
 from distill.report.page.forest import forest
 from distill.report.page.heat import heat_maps
 from distill.report.page.markup import Child, Markup, el, sentences
@@ -52,6 +53,7 @@ def page(comparison: Comparison, folder: Path) -> str:
         Section("temperature", "Accuracy against temperature", _temperatures(comparison)),
         Section("answers", "The teachers' answers", _or_sentence(answers(comparison), _NOT_MEASURED)),
         Section("seeds", "Seed by seed", _or_sentence(seeds(comparison), _ONE_SEED)),
+        Section("curves", "Learning curves", _or_sentence(curves(comparison), _NO_CURVES)),
         Section("calibration", "Calibration", _calibration(comparison, folder)),
         Section("labels", "Learned labels", _labels(comparison, folder)),
         Section("cost", "Cost", _or_sentence(cost(comparison), "No cell is finished yet.")),
@@ -75,6 +77,7 @@ _NO_BINS = (
     "Not shown: no run has a reliability.json, as those of earlier versions of this program have not, and numbers that "
     "are reported without their runs."
 )
+_NO_CURVES = "Not shown: no teacher that was trained here for two epochs or more is known epoch by epoch."
 _NO_LABELS = "Not shown: there is no run of a finished teacher that learned its labels."
 
 

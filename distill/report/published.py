@@ -1,8 +1,8 @@
-"""A comparison without its runs: comparison.toml and results.json, which tables, verdicts and page come from again.
+"""A comparison without its runs: comparison.toml, results.json and curves.csv, which all tables come from again.
 
-Two small text files can be kept with a paper, read by a sceptic, and reported together with arms or seeds that another
-machine adds. results.json names the sha256 of the recipe beside it. One that has a cell's only numbers is never written
-over: it is set aside. Read and written without torch.
+These small text files can be kept with a paper, read by a sceptic, and reported together with arms or seeds that
+another machine adds. results.json names the sha256 of the recipe beside it. One that has a cell's only numbers is never
+written over: it is set aside. Read and written without torch.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from distill.errors import RunError, UserError
 from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
+from distill.report.curves import CURVES, read_curves, write_curves
 from distill.report.results import CELLS, CellResult
 from distill.store.atomic import mendable, read_json, sha256_of, write_json
 
@@ -78,13 +79,14 @@ class _Results(BaseModel):
 
 
 def write_results(comparison: Comparison, folder: Path) -> None:
-    """results.json: all numbers, differences and verdicts, and where each cell's came from.
+    """results.json: all numbers, differences and verdicts, and where each cell's came from; curves.csv.
 
     comparison.toml is in the folder already.
     """
     set_aside(folder, {result.cell.key for result in comparison.results if result.state == "finished"})
     named = {"schema_version": 1, "recipe_sha256": sha256_of(folder / COMPARISON)}
     write_json(folder / RESULTS, {**named, **comparison.record()})
+    write_curves({result.cell.key: result.curves for result in comparison.results}, folder)
 
 
 def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
@@ -100,8 +102,11 @@ def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
     except (UserError, LookupError, TypeError):
         return  # there is none, or none that can be read
     if only:
+        suffix = sha256_of(path)[:12]
         try:
-            path.rename(folder / f"results-{sha256_of(path)[:12]}.json")
+            if (folder / CURVES).is_file():
+                (folder / CURVES).rename(folder / f"curves-{suffix}.csv")
+            path.rename(folder / f"results-{suffix}.json")
         except OSError as error:
             raise mendable(path, "set aside", error) from error
 
@@ -144,7 +149,7 @@ def published(folder: Path) -> Callable[[Cell], CellResult]:
         folder: with comparison.toml and results.json.
 
     Raises:
-        RunError: results.json is damaged, or of another recipe than the one beside it.
+        RunError: results.json or curves.csv is damaged, or the numbers are of another recipe than the one beside them.
         StoreError: it is no JSON.
     """
     path = folder / RESULTS
@@ -156,5 +161,12 @@ def published(folder: Path) -> Callable[[Cell], CellResult]:
         raise RunError(f"{path}: {where}: {first['msg']}", cure=_AGAIN) from error
     if found.recipe_sha256 != sha256_of(folder / COMPARISON):
         raise RunError(f"{path}: its numbers are of another recipe than {COMPARISON} beside it", cure=_AGAIN)
-    told = {each.key: each for each in found.cells}
-    return lambda cell: told[cell.key].result(cell) if cell.key in told else CellResult(cell, "missing", "not run")
+    told, curves = {each.key: each for each in found.cells}, read_curves(folder)
+
+    def read(cell: Cell) -> CellResult:
+        if cell.key not in told:
+            return CellResult(cell, "missing", "not run")
+        result = told[cell.key].result(cell)
+        return replace(result, curves=curves.get(cell.key, {})) if result.state == "finished" else result
+
+    return read

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distill.errors import RunError, UserError
 from distill.recipe.grid import Cell
+from distill.report.curves import CellCurves, run_curves
 from distill.report.runs import Run, StageRecord, open_run
 from distill.store.atomic import read_json, writable_folder, write_json
 
@@ -47,6 +48,7 @@ class CellResult:
     seconds: float = 0.0
     metrics: Mapping[str, float] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)  # digest, commit, versions, machine
+    curves: CellCurves = field(default_factory=dict)  # a teacher's; in curves.csv, not in results.json
 
     def record(self) -> dict[str, Any]:
         """For results.json."""
@@ -145,4 +147,5 @@ def _result(folder: Path, cell: Cell, record: CellRecord) -> CellResult:
             "machine": stage.machine,
             "versions": stage.versions,
         },
+        curves=run_curves(run, run.recipe.teacher.epochs) if cell.kind == "teacher" else {},
     )

@@ -8,6 +8,7 @@ from typing import Any
 from distill.recipe.grid import Cell, grid
 from distill.recipe.load import parse_recipe
 from distill.report.comparison import Comparison
+from distill.report.curves import CellCurves
 from distill.report.results import CellResult
 
 METRICS = {
@@ -28,6 +29,7 @@ def made(
     *assignments: str,
     metrics: Callable[[Cell], Mapping[str, float]] = lambda cell: METRICS,
     missing: Collection[str] = (),
+    curves: Callable[[Cell], CellCurves] = lambda cell: {},
 ) -> Comparison:
     """A comparison of onehot and instance, at seed 0 and 1, without controls unless the assignments say otherwise.
 
@@ -35,14 +37,18 @@ def made(
         assignments: as --set takes them.
         metrics: of a finished cell.
         missing: keys of cells that are not.
+        curves: of a finished teacher.
     """
     first = ["compare.teachers=onehot,instance", "compare.seeds=0,1", "compare.controls=false"]
     recipe = parse_recipe('name = "r"', "r.toml", [*first, *assignments])
-    return Comparison(recipe, tuple(_result(cell, metrics, cell.key in missing) for cell in grid(recipe)))
+    return Comparison(recipe, tuple(_result(cell, metrics, cell.key in missing, curves) for cell in grid(recipe)))
 
 
-def _result(cell: Cell, metrics: Callable[[Cell], Mapping[str, float]], missing: bool) -> CellResult:
+def _result(
+    cell: Cell, metrics: Callable[[Cell], Mapping[str, float]], missing: bool, curves: Callable[[Cell], CellCurves]
+) -> CellResult:
     if missing:
         return CellResult(cell, "failed", "the disk is full")
     temperature = cell.temperature if cell.kind == "student" else None
-    return CellResult(cell, "finished", "", cell.key, temperature, 1.0, metrics(cell), PROVENANCE)
+    known = curves(cell) if cell.kind == "teacher" else {}
+    return CellResult(cell, "finished", "", cell.key, temperature, 1.0, metrics(cell), PROVENANCE, known)

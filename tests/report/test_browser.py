@@ -24,7 +24,7 @@ from tests.report.test_html import SECTIONS
 pytestmark = pytest.mark.browser
 NAMES = ("chromium", "chromium-headless-shell", "google-chrome", "google-chrome-stable", "chrome")
 VIEWS = [(width, scheme) for width in (360, 1400) for scheme in ("light", "dark")]
-FIGURES = {"differences": 24, "temperature": 5, "seeds": 2, "calibration": 14, "labels": 2}  # at least
+FIGURES = {"differences": 24, "temperature": 5, "seeds": 2, "curves": 7, "calibration": 14, "labels": 2}  # at least
 
 
 @dataclass

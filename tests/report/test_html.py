@@ -26,8 +26,8 @@ from tests.report.made import made
 from tests.report.pages import HOSTILE, LARGE, TEACHERS, hostile, large, metrics, with_runs
 
 SECTIONS = (
-    "verdict", "results", "differences", "temperature", "answers", "seeds", "calibration", "labels", "cost",
-    "provenance", "again",
+    "verdict", "results", "differences", "temperature", "answers", "seeds", "curves", "calibration", "labels",
+    "cost", "provenance", "again",
 )  # fmt: skip
 VOID = {"meta", "link", "br"}
 
@@ -98,6 +98,8 @@ def test_every_figure_is_there(written: tuple[str, Parsed]) -> None:
     assert parsed.count("answers", "tr") == 1 + 6  # five arms, the untrained
     assert parsed.count("seeds", "svg", "chart") == 2
     assert parsed.count("seeds", "polyline", "seed") >= 2 * 5
+    assert parsed.count("curves", "svg", "chart") == 5 + 2  # every arm; those that have a label for each image
+    assert parsed.count("curves", "polyline", "seed") == 7 * 5
     assert parsed.count("calibration", "svg", "chart") == 14
     assert parsed.count("labels", "svg", "chart") == 2
     assert parsed.count("provenance", "tr") == 1 + 160
