@@ -1,10 +1,46 @@
-"""Where a training stands: labels begin to move after its first epochs, and stay as they are in its last."""
+"""Where a training stands: labels move after its first epochs, and stay as they are in its last or once settled."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from distill.errors import StoreError
+
+
+class Settled:
+    """Notices that labels have settled: for some epochs no more of them prefer another class than the given one.
+
+    While a network finds wrong labels the share that has moved grows; once it learns the others by heart its answers
+    repeat what was given, and labels that follow them turn back. Nothing is settled before the first label has moved.
+
+    Args:
+        patience: so many epochs without a larger share; 0: labels never count as settled.
+    """
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.most = 0.0  # the largest share of labels that had moved
+        self.waited = 0  # epochs since
+
+    def __bool__(self) -> bool:
+        return 0 < self.patience <= self.waited
+
+    def end_epoch(self, moved: float) -> bool:
+        """An epoch is over, after which this share of the labels has moved. Returns whether they settled by it."""
+        if self or not self.patience:
+            return False
+        self.waited = 0 if moved > self.most or moved == 0 == self.most else self.waited + 1
+        self.most = max(moved, self.most)
+        return bool(self)
+
+    def state_dict(self) -> dict[str, float]:
+        """Everything that a resumed run needs."""
+        return {"most": self.most, "waited": self.waited}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """The inverse of `state_dict`."""
+        self.most, self.waited = float(state["most"]), int(state["waited"])
 
 
 class Phases:

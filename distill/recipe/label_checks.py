@@ -98,10 +98,10 @@ def _learned(recipe: Recipe, rules: str) -> Iterator[str]:
             f'[teacher.labels] meta_joins: found "{labels.meta_joins}" with meta = "{labels.meta}", which holds no '
             "images out; leave it out"
         )
-    elif labels.meta_joins == "frozen" and not labels.freeze_epochs:
+    elif labels.meta_joins == "frozen" and not labels.freeze_epochs and not labels.freeze_patience:
         yield (
-            '[teacher.labels] meta_joins: found "frozen" with freeze_epochs = 0; the images can join when labels are '
-            'frozen, for 1 epoch or more; expected "always", or freeze_epochs'
+            '[teacher.labels] meta_joins: found "frozen" with freeze_epochs = 0 and freeze_patience = 0; the images '
+            'can join when labels are frozen, for 1 epoch or more; expected "always", or one of the two'
         )
     if labels.estimator == "one-sided" and teacher.precision != "float32":
         yield (

@@ -233,6 +233,11 @@ class LabelsRecipe(Table):
     )
     warmup_epochs: int = Field(default=0, ge=0, description="Epochs before the labels begin to move.")
     freeze_epochs: int = Field(default=0, ge=0, description="Last epochs, in which the labels stay as they are.")
+    freeze_patience: int = Field(
+        default=0,
+        ge=0,
+        description="Learned: labels stay once no more of them have moved for so many epochs; 0: they go on.",
+    )
     every: Count = Field(default=1, description="Update the labels every k-th step.")
     average_epochs: Count = Field(default=1, description="Exported labels are the mean over so many last epochs.")
     backend: Literal["auto", "reference", "triton"] = Field(

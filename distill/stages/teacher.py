@@ -20,6 +20,7 @@ from distill.errors import BilevelError, RunError
 from distill.labels.build import Images, label_rule
 from distill.labels.learned import Learned
 from distill.labels.optim import step_factor
+from distill.labels.phases import Settled
 from distill.labels.watch import SATURATED, Watch, label_metrics
 from distill.recipe.checks import check_recipe
 from distill.recipe.digest import differences
@@ -122,6 +123,7 @@ class TeacherTask:
         self.listener = listener
         sure = teacher.labels.rule not in LEARNED_RULES or teacher.labels.true_class_mass > SATURATED
         self._watch = Watch(images.classes, saturated_at_first=sure)
+        self._settled = Settled(teacher.labels.freeze_patience if teacher.labels.rule in LEARNED_RULES else 0)
         self.training = Training(
             self.model,
             self.optimizer,
@@ -200,11 +202,15 @@ class TeacherTask:
         Where the meta images have joined, each epoch leaves others out.
         """
         labels = self.recipe.teacher.labels
-        waiting = labels.meta_joins == "frozen" and epoch < self.epochs - labels.freeze_epochs
+        waiting = labels.meta_joins == "frozen" and not self._frozen(epoch)
         if self.joined is None or waiting:
             return self.rows
         order = torch.randperm(self.joined.numel(), generator=generator(self.recipe.seed, "joined", epoch))
         return self.joined[order[: self.rows.numel()]].sort().values
+
+    def _frozen(self, epoch: int) -> bool:
+        """Whether learned labels stay as they are in an epoch: the one of the moment, or before the labels settled."""
+        return bool(self._settled) or epoch >= self.epochs - self.recipe.teacher.labels.freeze_epochs
 
     def meta_batch(self, number: int) -> Batch:
         """Some of the held-out images, augmented like training images but never mixed: what judges is one given label.
@@ -237,9 +243,10 @@ class TeacherTask:
         labels = self.recipe.teacher.labels
         first, end = labels.warmup_epochs, self.epochs - labels.freeze_epochs
         progress = min(max((number / self.steps - first) / (end - first), 0.0), 1.0)
+        frozen = self._frozen(epoch)
         # 0 once they are frozen: the batch before may still wait to be judged.
-        rule.set_factor(step_factor(labels.step_schedule, progress) if epoch < end else 0.0)
-        return first <= epoch < end and number % labels.every == 0
+        rule.set_factor(0.0 if frozen else step_factor(labels.step_schedule, progress))
+        return first <= epoch and not frozen and number % labels.every == 0
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """How many labels are right, how soft they are, how many moved; says when they have collapsed."""
@@ -248,6 +255,9 @@ class TeacherTask:
         metrics = label_metrics(self.data.labels, train, self.rule.kept(), truth_known=truth)
         for problem in self._watch(metrics):
             self.listener(Notice(problem))
+        if self._settled.end_epoch(metrics.get("labels_moved", 0.0)):
+            waited = self._settled.patience
+            self.listener(Notice(f"labels have settled: no more of them have moved for {waited} epochs; they stay"))
         return metrics
 
     def check(self) -> None:
@@ -256,13 +266,20 @@ class TeacherTask:
 
     def state_dict(self) -> dict[str, Any]:
         """See `Task`."""
-        return {"rule": self.rule.state_dict(), "step": self._step.state_dict(), "watch": self._watch.state_dict()}
+        return {
+            "rule": self.rule.state_dict(),
+            "step": self._step.state_dict(),
+            "watch": self._watch.state_dict(),
+            "settled": self._settled.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Task`."""
         self.rule.load_state_dict(state["rule"])
         self._step.load_state_dict(state["step"])
         self._watch.load_state_dict(state["watch"])
+        if "settled" in state:  # a state of an earlier version has none, nor any patience
+            self._settled.load_state_dict(state["settled"])
 
 
 def _probed_again(epoch: int) -> bool:

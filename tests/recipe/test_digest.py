@@ -105,10 +105,10 @@ def test_golden() -> None:
     ],
 )
 def test_a_field_that_is_new_and_off_changes_no_digest(rule: str, expected: str) -> None:
-    """These are of programs before there were learned confusions: their runs on disk are still what they were."""
+    """These are of programs before there were these fields: their runs on disk are still what they were."""
     assert teacher_digest(override(RECIPE, [f"teacher.labels.rule={rule}"])) == expected
-    learned = [f"teacher.labels.rule={rule}", "teacher.labels.pulls.learn_confusions=true"]
-    assert teacher_digest(override(RECIPE, learned)) != expected
+    for on in ("teacher.labels.pulls.learn_confusions=true", "teacher.labels.freeze_patience=2"):
+        assert teacher_digest(override(RECIPE, [f"teacher.labels.rule={rule}", on])) != expected
 
 
 plain = st.recursive(

@@ -117,3 +117,63 @@ def test_labels_that_run_away_are_told_of_once(tiny) -> None:
     told = [line["message"] for line in lines if line["event"] == "notice" and line["message"].startswith("labels ")]
     assert any("labels run away" in message for message in told)
     assert len(told) == len(set(told))
+
+
+PATIENT = ("teacher.labels.rule=instance", "teacher.labels.freeze_patience=1", "teacher.epochs=6")
+PULLED = ("teacher.labels.pulls.answers=3", "teacher.labels.step=3", "teacher.labels.meta=next-batch")
+
+
+def patient(make, *more: str):
+    """A recipe whose labels move early and settle before the end."""
+    return make(*PATIENT, *PULLED, *more)
+
+
+def told(run) -> list[int]:
+    """The epochs, counted from 1, after which labels were said to have settled."""
+    lines = map(json.loads, (run.folder / "metrics.jsonl").read_text().splitlines())
+    return [line["epoch"] + 1 for line in lines if line["event"] == "notice" and "have settled" in line["message"]]
+
+
+def test_labels_that_have_settled_stay(tiny) -> None:
+    run = train_teacher(patient(tiny), ignore)
+    (settled,) = told(run)
+    shares, entropies = (
+        [run.epochs("teacher")[epoch][name] for epoch in range(6)] for name in ("labels_moved", "label_entropy")
+    )
+    assert 1 < settled < 6
+    assert shares[settled - 1] <= max(shares[: settled - 1])  # no more than before: a patience of one epoch is over
+    assert shares[: settled - 1] == sorted(set(shares[: settled - 1]))
+    assert len(set(entropies[:settled])) == settled
+    assert set(entropies[settled:]) == {entropies[settled - 1]}
+
+
+def test_labels_without_patience_move_to_the_end(tiny) -> None:
+    run = train_teacher(patient(tiny, "teacher.labels.freeze_patience=0"), ignore)
+    assert not told(run)
+    assert len({epoch["label_entropy"] for epoch in run.epochs("teacher").values()}) == 6
+
+
+def test_a_run_whose_labels_settle_goes_on_with_the_same_bits(tiny) -> None:
+    whole = train_teacher(patient(tiny, "name=whole"), ignore)
+    (settled,) = told(whole)
+    for at in ((settled - 1, 1), (settled, 1)):
+        recipe = patient(tiny, f"name=stopped{at[0]}")
+        with pytest.raises(Interrupted):
+            train_teacher(recipe, StopAt("teacher", *at))
+        stopped = train_teacher(recipe, ignore)
+        assert told(stopped) == [settled]
+        for name in ("model.safetensors", "labels/labels.safetensors"):
+            assert same(whole.folder / name, stopped.folder / name)
+
+
+def test_meta_images_join_when_labels_have_settled(tiny) -> None:
+    recipe = tiny(*PATIENT, *PULLED[:2], "teacher.labels.meta_joins=frozen", "teacher.labels.freeze_epochs=0")
+    check_recipe(recipe, "tiny.toml")
+    task = TeacherTask(recipe, open_data(recipe), torch.device("cpu"), ignore)
+    meta = set(task.data.splits.meta.tolist())
+    before = {index for batch in task.batches(1, 0) for index in batch.indices.tolist()}
+    task._settled.end_epoch(0.2)
+    assert task._settled.end_epoch(0.1)
+    after = {index for batch in task.batches(1, 0) for index in batch.indices.tolist()}
+    assert not before & meta
+    assert after & meta
