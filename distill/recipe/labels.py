@@ -56,10 +56,12 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "answer_entropy": 0.2,
         "meta_gradient_mean": 0.95,
         "meta_loss_q": 0.7,
+        "freeze_patience": 2,
         "pulls": {"posterior": 1.0, "learn_confusions": True},
     }
 }
-"""What `settings` stands for: learned labels where given ones may be wrong, by recipes/labels/search_defaults.toml."""
+"""What `settings` stands for: learned labels where given ones may be wrong, by recipes/labels/search_defaults.toml and
+search_robust.toml."""
 
 _ROWS = frozenset({"warmup_epochs", "freeze_epochs", "average_epochs"})
 _READS: dict[str, frozenset[str]] = {
