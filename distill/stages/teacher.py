@@ -234,7 +234,7 @@ class TeacherTask:
         learn = False
         if isinstance(self.rule, Learned):
             learn = self._learns(self.rule, epoch, number)
-            if number == epoch * self.steps and _probed_again(epoch):
+            if number == epoch * self.steps and _probed_again(epoch) and not self._frozen(epoch):
                 self._choose_again(epoch)
         return self._step(batch, number, learn=learn)
 
