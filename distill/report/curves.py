@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -98,7 +97,7 @@ def _share(text: str, number: int) -> float:
 
 
 def _is_share(value: float | None) -> bool:
-    return value is not None and math.isfinite(value) and 0 <= value <= 1
+    return value is not None and 0 <= value <= 1  # NaN is not, nor an integer that no float holds
 
 
 def _shown(values: Sequence[float], epoch: int) -> str:

@@ -22,6 +22,7 @@ from tests.report.made import made
 from tests.report.pages import curves
 
 ACCURACY = "validation_accuracy"
+ABSURD: tuple[float | str, ...] = ("x", 1.5, -0.1, 10**400)
 
 
 def a_run(folder: Path, lines: list[str]) -> Run:
@@ -42,7 +43,7 @@ def test_a_runs_curves_are_those_of_every_epoch(tmp_path: Path) -> None:
     assert run_curves(run, 0) == {}
 
 
-@pytest.mark.parametrize("second", ['{"event": "ep', line(1), line(1, **{ACCURACY: "x"}), line(1, **{ACCURACY: 1.5})])
+@pytest.mark.parametrize("second", ['{"event": "ep', line(1), *(line(1, **{ACCURACY: value}) for value in ABSURD)])
 def test_torn_and_absurd_lines_make_no_curve(tmp_path: Path, second: str) -> None:
     assert ACCURACY not in run_curves(a_run(tmp_path, [line(0, **{ACCURACY: 0.5}), second]), 2)
 
