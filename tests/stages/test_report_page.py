@@ -12,7 +12,7 @@ from distill.stages.compare import compare
 from distill.store.bins import BINS_FILE, read_bins
 from distill.training.events import Event
 
-SHORT = ("teacher.epochs=1", "student.epochs=1", "teacher.labels.average_epochs=1", "views.count=1")
+SHORT = ("teacher.epochs=2", "student.epochs=1", "teacher.labels.average_epochs=1", "views.count=1")
 _LIGHT = """
 import sys
 from distill.cli.commands import app
@@ -38,6 +38,8 @@ def test_the_page_of_a_comparison_that_was_run(tiny: Callable[..., Recipe]) -> N
     for title in (
         "Reliability of onehot, teacher",
         "Reliability of instance, student",
+        "onehot: validation accuracy % after each epoch",
+        "instance: labels right % after each epoch",
         "Mean learned labels of instance",
         "Test accuracy of onehot's students against temperature",
     ):
