@@ -8,6 +8,8 @@ from statistics import fmean
 
 from distill.report.comparison import Comparison
 
+TITLES = {"validation_accuracy": "validation accuracy %", "labels_right": "labels right %"}  # of curves.QUANTITIES
+
 
 @dataclass(frozen=True)
 class Curve:

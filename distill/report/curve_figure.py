@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from distill.report.arm_curves import Curve, arm_curves
+from distill.report.arm_curves import TITLES, Curve, arm_curves
 from distill.report.comparison import Comparison
 from distill.report.figures import new_figure, save, short
 
@@ -22,7 +22,6 @@ _COLOURS = (
     "#2b3037",
     "#d6a419",
 )
-_TITLES = {"validation_accuracy": "validation accuracy %", "labels_right": "labels right %"}
 
 
 def curve_figure(comparison: Comparison, path: Path) -> bool:
@@ -35,7 +34,7 @@ def curve_figure(comparison: Comparison, path: Path) -> bool:
     Returns:
         Whether there was anything to draw.
     """
-    found = {title: arm_curves(comparison, quantity) for quantity, title in _TITLES.items()}
+    found = {title: arm_curves(comparison, quantity) for quantity, title in TITLES.items()}
     found = {title: each for title, each in found.items() if each}
     if not found:
         return False

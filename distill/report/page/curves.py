@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distill.report.arm_curves import Curve, arm_curves
+from distill.report.arm_curves import TITLES, Curve, arm_curves
 from distill.report.comparison import Comparison
 from distill.report.page.markup import Markup, el
 from distill.report.page.svg import Scale, curve, line, picture, span, text, tick_text
 
 _WIDTH, _HEIGHT = 320.0, 180.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 40.0, 12.0, 22.0, 36.0
-_TITLES = {"validation_accuracy": "validation accuracy %", "labels_right": "labels right %"}
 
 
 def curves(comparison: Comparison) -> Markup | None:
     """Validation accuracy, and of labels that move the share that is right; None where no curve is known."""
-    blocks = [_block(arm_curves(comparison, quantity), title) for quantity, title in _TITLES.items()]
+    blocks = [_block(arm_curves(comparison, quantity), title) for quantity, title in TITLES.items()]
     if not any(blocks):
         return None
     note = "Thick line: mean over the seeds. Thin lines: seeds. Grey: the other arms."
