@@ -95,7 +95,7 @@ def test_every_figure_has_a_size(browser: Any, file: Path, width: int, scheme: s
     seen.page.close()
 
 
-@pytest.mark.parametrize("width", [360, 640, 900, 1040, 1041, 1400])
+@pytest.mark.parametrize("width", [360, 640, 900, 1119, 1120, 1400])
 def test_nothing_is_wider_than_the_window(browser: Any, file: Path, width: int) -> None:
     seen = opened(browser, file, width)
     for _ in range(2):
