@@ -7,6 +7,7 @@ written over: it is set aside. Read and written without torch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path, PurePath
@@ -24,6 +25,8 @@ from distill.store.atomic import mendable, read_json, sha256_of, write_json
 
 COMPARISON, RESULTS = "comparison.toml", "results.json"  # the recipe of a comparison's folder, and its numbers
 _Number: TypeAlias = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+_FILES = frozenset({"data.noise.file", "data.root", "teacher.imported.source"})  # what an arm may name by its path
+_QUOTES = "\"'"
 _AGAIN = "Take comparison.toml and results.json again from where they came."
 
 
@@ -124,13 +127,22 @@ def _without_places(recipe: Recipe) -> Recipe:
     root = type(recipe.data).model_fields["root"].default
     imported = recipe.teacher.imported
     imported = imported.model_copy(update={"source": PurePath(imported.source).name})
+    arms = {name: tuple(map(_without_place, assigned)) for name, assigned in recipe.compare.arms.items()}
     return recipe.model_copy(
         update={
             "checkpoints": Recipe.model_fields["checkpoints"].default,
             "data": recipe.data.model_copy(update={"root": root, "noise": noise}),
             "teacher": recipe.teacher.model_copy(update={"imported": imported}),
+            "compare": recipe.compare.model_copy(update={"arms": arms}),
         }
     )
+
+
+def _without_place(assignment: str) -> str:
+    field, _, value = assignment.partition("=")
+    if field.replace(" ", "") not in _FILES:
+        return assignment
+    return f"{field}={json.dumps(PurePath(value.strip().strip(_QUOTES)).name)}"
 
 
 def _without_run(result: CellResult) -> CellResult:

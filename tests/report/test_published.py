@@ -11,7 +11,7 @@ import pytest
 
 from distill.errors import RunError, UserError
 from distill.recipe.grid import Cell
-from distill.recipe.load import dump_recipe
+from distill.recipe.load import dump_recipe, load_recipe
 from distill.report.comparison import Comparison
 from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
 from distill.report.html import page
@@ -52,6 +52,12 @@ def test_no_place_of_the_machine_is_in_it(tmp_path: Path) -> None:
     folder = publish(comparison, tmp_path / "p")
     assert all("somebody" not in (folder / name).read_text() for name in (COMPARISON, RESULTS))
     assert read_comparison([folder]).recipe.data.noise.file == "wrong.csv"
+    arms = {"given": (), "checked": ("data.noise.kind=file", "data.noise.file = '/home/somebody/n/more, wrong.csv'")}
+    armed = comparison.recipe.compare.model_copy(update={"arms": arms})
+    recipe = comparison.recipe.model_copy(update={"compare": armed})
+    folder = publish(replace(comparison, recipe=recipe), tmp_path / "a")
+    assert "somebody" not in (folder / COMPARISON).read_text()
+    assert load_recipe(folder / COMPARISON).compare.arms["checked"][1] == 'data.noise.file ="more, wrong.csv"'
     gone = replace(comparison.results[0], state="missing", reason="/home/somebody/c/r-compare/onehot-s0: not a run")
     folder = publish(replace(comparison, results=(gone, *comparison.results[1:])), tmp_path / "q")
     assert "somebody" not in (folder / RESULTS).read_text()
