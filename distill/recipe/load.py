@@ -21,7 +21,7 @@ from distill.errors import RecipeError
 from distill.recipe import fields
 from distill.recipe.fields import FieldLine, describe_fields
 from distill.recipe.losses import LossRecipe, without_unread
-from distill.recipe.presets import spell_out
+from distill.recipe.presets import SETTINGS_FIELD, spell_out
 from distill.recipe.schema import Recipe
 
 __all__ = ["FieldLine", "describe_fields", "dump_recipe", "load_recipe", "override", "override_run", "parse_recipe"]
@@ -109,8 +109,9 @@ def _read(path: Path) -> str:
 
 def _validate(raw: dict[str, Any], where: str, assignments: Sequence[str]) -> Recipe:
     places: dict[Location, str] = {}
-    spell_out(raw, over=False)
+    spell_out(raw)
     problems = [problem for text in assignments for problem in _assign(raw, text, places)]
+    spell_out(raw, assigned=places)
     lines: dict[Location, str] = {}
     recipe = None
     try:
@@ -275,7 +276,8 @@ def _assign(raw: dict[str, Any], text: str, places: dict[Location, str]) -> Iter
             return  # the file has no table there, which the schema reports
     place, takes = (".".join(inner), _item(info)) if inner else (name, info.annotation)
     cursor[place] = _value(value.strip(), takes)
-    spell_out(raw, over=True)
+    if (*table, place) == SETTINGS_FIELD and cursor[place] is None:
+        yield f"{origin}: the fields that a word stood for cannot be told from others; set them one by one"
     places[(*table, name, place) if inner else (*table, name)] = origin
 
 

@@ -6,7 +6,7 @@ were made by it stay what they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from distill.recipe.labels import SETTINGS
@@ -14,12 +14,13 @@ from distill.recipe.labels import SETTINGS
 SETTINGS_FIELD = ("teacher", "labels", "settings")
 
 
-def spell_out(raw: dict[str, Any], *, over: bool) -> None:
+def spell_out(raw: dict[str, Any], *, assigned: Collection[tuple[str | int, ...]] | None = None) -> None:
     """Replaces the word in a recipe's plain values by its fields; one that stands for nothing is left to the schema.
 
     Args:
         raw: changed in place.
-        over: whether the fields win over what is there, as an assignment does; else they fill what is not given.
+        assigned: where assignments have put something; the fields of an assigned word win over what is there but for
+            these. None: the word and what is there are of one file, and the fields fill what is not given.
     """
     labels: Any = raw
     for part in SETTINGS_FIELD[:-1]:
@@ -27,14 +28,19 @@ def spell_out(raw: dict[str, Any], *, over: bool) -> None:
     word = labels.get(SETTINGS_FIELD[-1]) if isinstance(labels, dict) else None
     if isinstance(word, str) and word in SETTINGS:
         del labels[SETTINGS_FIELD[-1]]
-        _put(labels, SETTINGS[word], over=over)
+        _put(labels, SETTINGS[word], SETTINGS_FIELD[:-1], assigned)
 
 
-def _put(table: dict[str, Any], values: Mapping[str, Any], *, over: bool) -> None:
+def _put(
+    table: dict[str, Any],
+    values: Mapping[str, Any],
+    place: tuple[str, ...],
+    assigned: Collection[tuple[str | int, ...]] | None,
+) -> None:
     for name, value in values.items():
         if isinstance(value, Mapping):
             inner = table.setdefault(name, {})
             if isinstance(inner, dict):  # else the schema reports it
-                _put(inner, value, over=over)
-        elif over or name not in table:
+                _put(inner, value, (*place, name), assigned)
+        elif name not in table or (assigned is not None and (*place, name) not in assigned):
             table[name] = value

@@ -50,9 +50,17 @@ def test_what_is_given_beside_it_wins() -> None:
     }
     assert read(ROBUST, "teacher.labels.divergence=forward").divergence == "forward"
     assert read(PLAIN, "teacher.labels.settings=robust", "teacher.labels.meta_loss_q=0").meta_loss_q == 0
-    # an assignment comes after the file, and after the assignments before it
+    # an assignment comes after the file; among assignments the order is of no account
     assert read(PLAIN + "meta_loss_q = 0.1", "teacher.labels.settings=robust").meta_loss_q == 0.7
-    assert read(PLAIN, "teacher.labels.meta_loss_q=0", "teacher.labels.settings=robust").meta_loss_q == 0.7
+    assert read(PLAIN, "teacher.labels.meta_loss_q=0", "teacher.labels.settings=robust").meta_loss_q == 0
+    pulls = read(PLAIN, "teacher.labels.pulls.posterior=20", "teacher.labels.settings=robust").pulls
+    assert (pulls.posterior, pulls.learn_confusions) == (20, True)
+
+
+def test_a_word_is_not_taken_back() -> None:
+    for text in (PLAIN, ROBUST):
+        with pytest.raises(RecipeError, match=r"settings=none: .* set them one by one"):
+            parse_recipe(text, "r.toml", ["teacher.labels.settings=none"])
 
 
 def test_it_is_said_in_an_arm() -> None:
