@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -252,10 +253,13 @@ class TeacherTask:
         """How many labels are right, how soft they are, how many moved; says when they have collapsed."""
         self.rule.end_epoch(epoch + 1, self.epochs)
         truth, train = self.recipe.data.truth_known, self.data.splits.train
-        metrics = label_metrics(self.data.labels, train, self.rule.kept(), truth_known=truth)
-        for problem in self._watch(metrics):
+        kept = self.rule.kept()
+        metrics = today = label_metrics(self.data.labels, train, kept, truth_known=truth)
+        if kept is not None and self.recipe.teacher.labels.average_epochs > 1:  # what is exported must decide nothing
+            today = label_metrics(self.data.labels, train, replace(kept, averaged=kept.labels), truth_known=truth)
+        for problem in self._watch(today):
             self.listener(Notice(problem))
-        if self._settled.end_epoch(metrics.get("labels_moved", 0.0)):
+        if self._settled.end_epoch(today.get("labels_moved", 0.0)):
             waited = self._settled.patience
             self.listener(Notice(f"labels have settled: no more of them have moved for {waited} epochs; they stay"))
         return metrics

@@ -166,6 +166,15 @@ def test_a_run_whose_labels_settle_goes_on_with_the_same_bits(tiny) -> None:
             assert same(whole.folder / name, stopped.folder / name)
 
 
+def test_what_is_exported_does_not_decide_whether_labels_have_settled(tiny) -> None:
+    own, mean = (
+        train_teacher(patient(tiny, f"teacher.labels.average_epochs={n}", f"name=n{n}"), ignore) for n in (1, 6)
+    )
+    assert told(own) == told(mean)
+    assert same(own.folder / "model.safetensors", mean.folder / "model.safetensors")
+    assert not same(own.folder / "labels/labels.safetensors", mean.folder / "labels/labels.safetensors")
+
+
 def test_meta_images_join_when_labels_have_settled(tiny) -> None:
     recipe = tiny(*PATIENT, *PULLED[:2], "teacher.labels.meta_joins=frozen", "teacher.labels.freeze_epochs=0")
     check_recipe(recipe, "tiny.toml")
