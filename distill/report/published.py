@@ -21,7 +21,7 @@ from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
 from distill.report.curves import CURVES, read_curves, write_curves
 from distill.report.results import CELLS, CellResult
-from distill.store.atomic import mendable, read_json, sha256_of, write_json
+from distill.store.atomic import mendable, read_json, sha256_of, write_bytes, write_json
 
 COMPARISON, RESULTS = "comparison.toml", "results.json"  # the recipe of a comparison's folder, and its numbers
 _Number: TypeAlias = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
@@ -95,12 +95,16 @@ def write_results(comparison: Comparison, folder: Path) -> None:
 def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
     """Renames a results.json that has the only numbers of other cells than these: finished ones without their runs.
 
+    Its curves go with it, and a copy of its recipe.
+
     Raises:
         StoreError: it cannot be renamed.
     """
     path = folder / RESULTS
     try:
-        told = [cell for cell in read_json(path)["cells"] if cell["state"] == "finished"]
+        results = read_json(path)
+        told_of = results["recipe_sha256"]
+        told = [cell for cell in results["cells"] if cell["state"] == "finished"]
         only = {cell["key"] for cell in told if not (cell["run"] and (folder / cell["run"]).is_dir())} - set(finished)
     except (UserError, LookupError, TypeError):
         return  # there is none, or none that can be read
@@ -109,6 +113,9 @@ def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
         try:
             if (folder / CURVES).is_file():
                 (folder / CURVES).rename(folder / f"curves-{suffix}.csv")
+            recipe = folder / COMPARISON
+            if recipe.is_file() and sha256_of(recipe) == told_of:
+                write_bytes(folder / f"comparison-{suffix}.toml", recipe.read_bytes())
             path.rename(folder / f"results-{suffix}.json")
         except OSError as error:
             raise mendable(path, "set aside", error) from error

@@ -14,7 +14,9 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distill.errors import RunError, UserError
+from distill.recipe.digest import teacher_digest
 from distill.recipe.grid import Cell
+from distill.recipe.schema import Recipe
 from distill.report.curves import CellCurves, run_curves
 from distill.report.runs import Run, StageRecord, open_run
 from distill.store.atomic import read_json, writable_folder, write_json
@@ -124,6 +126,11 @@ def _answers(export: StageRecord) -> dict[str, float]:
     return {name: value for name, value in export.metrics.items() if name.startswith("answers_")}
 
 
+def _of_another_recipe(run: Recipe, cell: Recipe) -> bool:
+    """An imported teacher's run has filled in what the cell leaves open: it is its weights that count."""
+    return not cell.teacher.imported.source and teacher_digest(run) != teacher_digest(cell)
+
+
 def _result(folder: Path, cell: Cell, record: CellRecord) -> CellResult:
     place = folder / record.run
     if not place.resolve().is_relative_to(folder.resolve()):
@@ -132,6 +139,8 @@ def _result(folder: Path, cell: Cell, record: CellRecord) -> CellResult:
     stage = run.record.stages.get(cell.kind)
     if stage is None or stage.digest != record.digest:
         raise RunError(f"{place}: is another {cell.kind}'s by now")
+    if cell.kind == "teacher" and _of_another_recipe(run.recipe, cell.recipe):
+        raise RunError(f"{place}: its teacher is of another recipe than the comparison's")
     export = run.record.stages.get("export") if cell.kind == "teacher" else None
     return CellResult(
         cell,

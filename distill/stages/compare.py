@@ -20,6 +20,7 @@ from distill.report.results import write_finished
 from distill.report.runs import RECORD, Run, open_run
 from distill.stages.cells import run_cell
 from distill.stages.grid import finished_cells
+from distill.stages.held import refuse_other_teachers
 from distill.stages.labels import draw_suspects
 from distill.stages.run_grid import Manner, run_cells
 from distill.stages.schedule import Schedule
@@ -49,7 +50,7 @@ def compare(recipe: Recipe, listener: Listener, manner: Manner = Manner()) -> Co
         Interrupted: asked to stop; the same call goes on from there.
     """
     cells = planned(recipe)
-    folder = prepared_folder(recipe)
+    folder = prepared_folder(recipe, cells)
     finished = finished_cells(cells, listener)
     for number, run in finished.items():
         write_finished(folder, cells[number], run)
@@ -84,7 +85,7 @@ def run_one(recipe: Recipe, number: int, listener: Listener) -> Run:
             f"{recipe.name}: cell {number} is a {cell}, whose teacher, cell {cell.needs}, is not finished",
             cure=f"run that first: --cell {cell.needs}",
         )
-    return run_cell(cell, prepared_folder(recipe), listener)
+    return run_cell(cell, prepared_folder(recipe, cells), listener)
 
 
 def planned(recipe: Recipe) -> tuple[Cell, ...]:
@@ -101,16 +102,17 @@ def planned(recipe: Recipe) -> tuple[Cell, ...]:
     return cells
 
 
-def prepared_folder(recipe: Recipe) -> Path:
+def prepared_folder(recipe: Recipe, cells: Sequence[Cell]) -> Path:
     """The comparison's folder, with its recipe in it.
 
     Raises:
-        RunError: a run lies there.
+        RunError: a run lies there, or teachers of another recipe, whose numbers the new one's would be taken for.
         StoreError: it cannot be written to.
     """
     folder = writable_folder(comparison_folder(recipe))
     if (folder / RECORD).exists():
         raise RunError(f"{folder}: is a run of that name, not a comparison", cure="choose another name: --set name=...")
+    refuse_other_teachers(cells)
     write_plan(recipe, folder)
     return folder
 

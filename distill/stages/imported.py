@@ -26,7 +26,7 @@ from distill.stages.common import (
     tell_left_out,
     write_left_out,
 )
-from distill.stages.teacher import refuse_another_teacher
+from distill.stages.held import refuse_another_teacher
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights, save_weights
 from distill.store.tensors import read_tensors
@@ -57,7 +57,7 @@ def import_teacher(text: str, recipe: Recipe, listener: Listener, *, model: str 
     digest = teacher_inputs(recipe, data)
     folder = Path(recipe.checkpoints) / recipe.name
     with locked(folder):
-        refuse_another_teacher(folder, recipe, digest, folder / "state" / "teacher.safetensors")
+        refuse_another_teacher(folder, recipe, digest)
         if (folder / RECORD).exists() and (run := open_run(folder)).done("teacher", digest):
             listener(StageSkipped("teacher", str(folder), "already imported from the same weights"))
             return run, recipe

@@ -24,7 +24,6 @@ from distill.labels.optim import step_factor
 from distill.labels.phases import Settled
 from distill.labels.watch import SATURATED, Watch, label_metrics
 from distill.recipe.checks import check_recipe
-from distill.recipe.digest import differences
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
 from distill.seeding import derive, generator
@@ -36,6 +35,7 @@ from distill.stages.common import (
     write_left_out,
     write_selected,
 )
+from distill.stages.held import refuse_another_teacher
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import save_weights
 from distill.store.labels import write_labels
@@ -67,7 +67,7 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
     digest = teacher_inputs(recipe, data)
     with locked(folder):
         state = folder / "state" / "teacher.safetensors"
-        refuse_another_teacher(folder, recipe, digest, state)
+        refuse_another_teacher(folder, recipe, digest)
         if (folder / RECORD).exists() and (run := open_run(folder)).done("teacher", digest):
             state.unlink(missing_ok=True)
             listener(StageSkipped("teacher", str(folder), "already trained with the same inputs"))
@@ -301,22 +301,3 @@ def _write(task: TeacherTask, plan: Plan, run: Run) -> dict[str, str]:
         for path in sorted((run.folder / "labels").iterdir()):
             files[f"labels/{path.name}"] = sha256_of(path)
     return files
-
-
-def refuse_another_teacher(folder: Path, recipe: Recipe, digest: str, state: Path) -> None:
-    """A run folder keeps one teacher: what was trained there, finished or not, is never overwritten by another."""
-    if not (folder / RECORD).exists():
-        return
-    old = open_run(folder)
-    kept = old.record.stages or state.exists()
-    if kept and old.record.begun != digest:
-        changed = [
-            line
-            for line in differences(old.recipe, recipe, ("seed", "data", "views", "teacher"))
-            if not line.startswith(("data.root:", "data.download:", "data.noise.file:", "views.count:"))
-        ]
-        reason = "; ".join(changed) or "its recipe.toml, the images or the given labels were changed since"
-        raise RunError(
-            f"{folder}: holds a teacher of another recipe: {reason}",
-            cure="choose another name (--set name=...), or delete the folder.",
-        )

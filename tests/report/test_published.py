@@ -115,9 +115,10 @@ def test_the_numbers_belong_to_the_recipe_beside_them(tmp_path: Path) -> None:
 def test_what_has_the_only_numbers_is_set_aside(tmp_path: Path) -> None:
     """A plan of another recipe, or fewer finished cells, where their runs are gone."""
     folder = publish(made(), tmp_path / "p")
-    before = (folder / RESULTS).read_bytes()
+    before, recipe = (folder / RESULTS).read_bytes(), (folder / COMPARISON).read_bytes()
     write_plan(made("teacher.epochs=7").recipe, folder)
     assert [path.read_bytes() for path in folder.glob("results-*.json")] == [before]
+    assert [path.read_bytes() for path in folder.glob("comparison-*.toml")] == [recipe]
     assert {result.state for result in read_comparison([folder]).results} == {"missing"}
 
     other = publish(made(), tmp_path / "q")

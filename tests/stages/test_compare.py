@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from distill.errors import DataError, RunError
 from distill.recipe.grid import Cell, grid
 from distill.recipe.load import dump_recipe, override
 from distill.recipe.schema import Recipe
-from distill.report.comparison_folder import read_comparison
+from distill.report.comparison_folder import read_comparison, write_plan
 from distill.report.runs import open_run
 from distill.stages import cells as cells_module
 from distill.stages.compare import Compared, compare, run_one
@@ -110,9 +111,26 @@ def test_changed_data_are_other_cells(arms: Callable[..., Recipe]) -> None:
     assert len(finished_cells(grid(recipe), Told())) == 3
     changed = override(recipe, ["data.noise.rate=0.4"])
     assert finished_cells(grid(changed), Told()) == {}
-    found = compare(changed, Told())
-    assert found.exit_code == 2
-    assert "holds a teacher of another recipe: data.noise.rate: 0.3 -> 0.4" in found.comparison.results[0].reason
+
+
+def test_a_changed_recipe_overwrites_no_comparison(arms: Callable[..., Recipe]) -> None:
+    found = compare(arms(), Told())
+    before = {path: path.read_bytes() for path in found.folder.rglob("*") if path.is_file()}
+    changed = override(arms(), ["data.noise.rate=0.4"])
+    told = "s0: holds a teacher of another recipe: data.noise.rate: 0.3 -> 0.4; and so do 5 more of the comparison"
+    for run in (compare, partial(run_one, number=0)):
+        with pytest.raises(RunError, match=told):
+            run(changed, listener=Told())
+    assert {path: path.read_bytes() for path in found.folder.rglob("*") if path.is_file()} == before
+
+
+def test_numbers_of_another_recipe_are_not_reported(arms: Callable[..., Recipe]) -> None:
+    """Such as an earlier version left where it was stopped early."""
+    found = compare(arms("compare.seeds=0"), Told())
+    write_plan(override(found.comparison.recipe, ["teacher.epochs=30"]), found.folder)
+    results = read_comparison([found.folder]).results
+    assert {each.state for each in results} == {"missing"}
+    assert all(each.reason.endswith("is of another recipe than the comparison's") for each in results)
 
 
 def test_cells_by_themselves_are_those_of_the_grid(tiny: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -236,6 +236,15 @@ def test_a_failed_first_try_does_not_block_the_name(tiny) -> None:
     train_teacher(tiny(), ignore)
 
 
+def test_a_teacher_without_its_record_is_not_overwritten(tiny) -> None:
+    run = train_teacher(tiny(), ignore)
+    weights = (run.folder / "model.safetensors").read_bytes()
+    (run.folder / "run.json").unlink()
+    with pytest.raises(UserError, match=r"holds a teacher, but no run\.json"):
+        train_teacher(tiny("teacher.epochs=1"), ignore)
+    assert (run.folder / "model.safetensors").read_bytes() == weights
+
+
 def test_a_skip_keeps_the_record(tiny) -> None:
     recipe = tiny()
     run_pipeline(recipe, ignore)

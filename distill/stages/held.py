@@ -1,0 +1,68 @@
+"""Run folders hold what was asked for under their name, and nothing else is put there. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from distill.errors import RunError
+from distill.recipe.digest import differences, teacher_digest
+from distill.recipe.grid import Cell
+from distill.recipe.schema import Recipe
+from distill.report.runs import RECORD, Run, open_run
+
+_STATE, _WEIGHTS = Path("state", "teacher.safetensors"), "model.safetensors"
+_NO_MATTER = ("data.root:", "data.download:", "data.noise.file:", "views.count:")  # what decides no teacher
+_CURE = "choose another name (--set name=...), or delete the folder."
+
+
+def refuse_another_teacher(folder: Path, recipe: Recipe, digest: str) -> None:
+    """A run folder keeps one teacher: what was trained there, finished or not, is never overwritten by another.
+
+    Args:
+        folder: the run's.
+        recipe: of the teacher that is to be there.
+        digest: of all that decides it, the images too.
+
+    Raises:
+        RunError: another one is, or one that nothing is known of.
+    """
+    if not (folder / RECORD).exists():
+        if (folder / _WEIGHTS).exists():
+            raise RunError(f"{folder}: holds a teacher, but no {RECORD} that says of what recipe", cure=_CURE)
+        return
+    run = open_run(folder)
+    if _keeps_one(run) and run.record.begun != digest:
+        changed = _changed(run.recipe, recipe)
+        reason = "; ".join(changed) or "its recipe.toml, the images or the given labels were changed since"
+        raise RunError(f"{folder}: holds a teacher of another recipe: {reason}", cure=_CURE)
+
+
+def refuse_other_teachers(cells: Iterable[Cell]) -> None:
+    """As `refuse_another_teacher`, for all of a comparison by the recipes alone: before any of it is written over.
+
+    Raises:
+        RunError: a cell's folder holds another teacher than the cell's.
+    """
+    held: dict[Path, list[str]] = {}
+    for cell in cells:
+        folder = cell.teacher_folder
+        if cell.kind == "teacher" and not cell.recipe.teacher.imported.source and (folder / RECORD).exists():
+            run = open_run(folder)
+            if _keeps_one(run) and teacher_digest(run.recipe) != teacher_digest(cell.recipe):
+                held[folder] = _changed(run.recipe, cell.recipe)
+    if held:
+        folder, changed = next(iter(held.items()))
+        more = f"; and so do {len(held) - 1} more of the comparison" if len(held) > 1 else ""
+        cure = _CURE.replace("the folder", "the folder that is no longer wanted")
+        raise RunError(f"{folder}: holds a teacher of another recipe: {'; '.join(changed)}{more}", cure=cure)
+
+
+def _keeps_one(run: Run) -> bool:
+    """Whether a teacher is there, finished or half: not what failed before its first epoch was over."""
+    return bool(run.record.stages) or (run.folder / _STATE).exists()
+
+
+def _changed(old: Recipe, new: Recipe) -> list[str]:
+    changed = differences(old, new, ("seed", "data", "views", "teacher"))
+    return [line for line in changed if not line.startswith(_NO_MATTER)]
