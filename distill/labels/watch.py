@@ -9,21 +9,23 @@ import torch
 from torch import Tensor
 
 from distill.data.noise import Labels
+from distill.recipe.labels import LEARNED_RULES, LabelsRecipe
 from distill.store.labels import LearnedLabels
 
 SATURATED = 0.999  # a label this sure hardly moves any more: its gradient is y (1 - y)
-_MOST_SATURATED, _MOST_MOVED, _NEARLY_UNIFORM, _CROWDED = 0.5, 0.5, 0.95, 2.0
-_CURE = "a smaller [teacher.labels] step, a longer warmup_epochs or a pull towards the start"
+_MOST_SATURATED, _MOST_MOVED, _NEARLY_UNIFORM, _CROWDED, _LEAST_LEFT = 0.5, 0.5, 0.95, 2.0, 0.1
+_ENOUGH = 10  # given labels of a class that may be said to have been left: fewer can all be wrong
 
 
 def label_metrics(
     labels: Labels, train: Tensor, kept: LearnedLabels | None, *, truth_known: bool = True
 ) -> dict[str, float]:
-    """Of the training images: shares of right, moved and saturated labels, mean entropy in nats, and crowding.
+    """Of the training images: shares of right, moved and saturated labels, entropy in nats, crowding, what is left.
 
-    `labels_crowding` is how many times as many labels as given ones the class has that gained most. It is 1 where
-    nothing moved, C where all of balanced classes' labels have become one class. Where given labels are wrong,
-    `suspects_precision` is the share of moved labels that were, `suspects_recall` the share of wrong ones that moved.
+    `labels_crowding` is how many times as many labels as given ones the class has that gained most, `labels_left` the
+    one that lost most, of those with ten or more. Both are 1 where nothing moved, C and 0 where all of balanced
+    classes' labels have become one class. Where given labels are wrong, `suspects_precision` is the share of moved
+    labels that were, `suspects_recall` the share of wrong ones that moved.
 
     Args:
         labels: given and true ones, of all images of the source.
@@ -54,8 +56,25 @@ def label_metrics(
         "labels_moved": float(moved.double().mean()),
         "labels_saturated": float((kept.confidence[rows] > SATURATED).double().mean()),
         "labels_crowding": float((counts / at_first.clamp(min=1)).max()),
+        "labels_left": min((counts / at_first)[at_first >= _ENOUGH].tolist(), default=1.0),
         "label_entropy": float(torch.cat(parts)[rows].mean()),
     }
+
+
+def cure(labels: LabelsRecipe) -> str:
+    """What to try where labels collapse."""
+    rule = labels.rule
+    if rule in LEARNED_RULES:
+        pulled = labels.pulls.answers or labels.pulls.posterior or labels.pulls.entropy or labels.pulls.start
+        more = "weaker [teacher.labels.pulls]" if pulled else "a pull towards the start"
+        return f"a smaller [teacher.labels] step, a longer warmup_epochs or {more}"
+    if rule == "pencil":
+        return "a larger [teacher.labels.pencil] compatibility, a smaller step or a longer warmup_epochs"
+    if rule == "joint":
+        return "a larger [teacher.labels.joint] balance, a smaller entropy or a longer warmup_epochs"
+    if rule == "elr":
+        return "a smaller [teacher.labels.elr] weight"
+    return "a larger [teacher.labels.online_smoothing] given"
 
 
 class Watch:
@@ -63,11 +82,12 @@ class Watch:
 
     Args:
         classes: C.
+        cure: what to try, of the rule's own fields.
         saturated_at_first: whether labels start so sure that their saturation says nothing.
     """
 
-    def __init__(self, classes: int, *, saturated_at_first: bool = False) -> None:
-        self.classes = classes
+    def __init__(self, classes: int, cure: str, *, saturated_at_first: bool = False) -> None:
+        self.classes, self.cure = classes, cure
         self.told: set[str] = {"saturated"} if saturated_at_first else set()
 
     def __call__(self, metrics: Mapping[str, float]) -> list[str]:
@@ -83,25 +103,31 @@ class Watch:
             yield (
                 "saturated",
                 f"labels saturate: {metrics['labels_saturated']:.0%} of them are above {SATURATED} for one class and "
-                f"hardly learn any more; try {_CURE}",
+                f"hardly learn any more; try {self.cure}",
             )
         if metrics["labels_moved"] > _MOST_MOVED:
             yield (
                 "moved",
                 f"labels run away: {metrics['labels_moved']:.0%} of them have left the given class; unless so many "
-                f"given labels are wrong, try {_CURE}",
+                f"given labels are wrong, try {self.cure}",
             )
         if metrics["label_entropy"] > _NEARLY_UNIFORM * math.log(self.classes):
             yield (
                 "uniform",
                 f"labels have become nearly uniform: their mean entropy is {metrics['label_entropy']:.2f} of at most "
-                f"{math.log(self.classes):.2f} nats; try {_CURE}",
+                f"{math.log(self.classes):.2f} nats; try {self.cure}",
             )
         if metrics["labels_crowding"] > _CROWDED and self.classes > 2:
             yield (
                 "crowded",
                 f"labels crowd into one class: it has {metrics['labels_crowding']:.1f} times its given labels; try "
-                f"{_CURE}",
+                f"{self.cure}",
+            )
+        if metrics.get("labels_left", 1.0) < _LEAST_LEFT:
+            yield (
+                "left",
+                f"labels leave a class: it has {metrics['labels_left']:.0%} of as many as were given; unless so many "
+                f"of them are wrong, try {self.cure}",
             )
 
     def state_dict(self) -> dict[str, list[str]]:

@@ -103,7 +103,7 @@ def write_labels(folder: Path, labels: LearnedLabels, origin_facts: JsonValue) -
     if problems := _problems(labels):
         raise StoreError(
             f"{folder}: these labels cannot be kept: {'; '.join(problems)}",
-            cure="The label step diverged: use a smaller [teacher.labels] step.",
+            cure="The label step diverged: use a smaller one, of [teacher.labels] or of the rule's own table.",
         )
     writable_folder(folder)
     tensors = {

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from distill.data.noise import Labels
-from distill.labels.watch import Watch, label_metrics
+from distill.labels.watch import Watch, cure, label_metrics
+from distill.recipe.labels import KEPT_RULES, LEARNED_RULES, LabelsRecipe, PullsRecipe
 from distill.store.labels import LearnedLabels
 
 GIVEN, TRUE = torch.tensor([0, 1, 2, 0, 1, 2]), torch.tensor([0, 1, 2, 1, 1, 0])
 TRAIN = torch.tensor([0, 1, 3, 5])
-SOUND = {"labels_moved": 0.1, "labels_saturated": 0.1, "label_entropy": 0.5, "labels_crowding": 1.2}
+SOUND = {"labels_moved": 0.1, "labels_saturated": 0.1, "label_entropy": 0.5, "labels_crowding": 1.2, "labels_left": 0.8}
+CURE = "a smaller step"
 
 
 def kept(rows: list[list[float]], kind: str = "instance") -> LearnedLabels:
@@ -35,6 +38,7 @@ def test_by_hand() -> None:
             "labels_moved": 0.5,
             "labels_saturated": 0.25,
             "labels_crowding": 2.0,
+            "labels_left": 1.0,
             "label_entropy": entropy,
             "suspects_precision": 1.0,
             "suspects_recall": 1.0,
@@ -65,14 +69,35 @@ def test_a_class_table_is_weighed_by_its_images() -> None:
 
 def test_fixed_labels_have_what_is_given() -> None:
     assert label_metrics(Labels(GIVEN, TRUE), TRAIN, None) == {"given_right": 0.5}
-    assert Watch(3)({"given_right": 0.5}) == []
+    assert Watch(3, CURE)({"given_right": 0.5}) == []
 
 
 def test_without_the_truth_nothing_is_said_of_it() -> None:
     table = kept([[1.0, 0.0, 0.0], [0.2, 0.8, 0.0], [0.25, 0.5, 0.25], [0.4, 0.3, 0.3]])
     metrics = label_metrics(Labels(GIVEN, GIVEN), TRAIN, table, truth_known=False)
-    assert sorted(metrics) == ["label_entropy", "labels_crowding", "labels_moved", "labels_saturated"]
+    assert sorted(metrics) == ["label_entropy", "labels_crowding", "labels_left", "labels_moved", "labels_saturated"]
     assert label_metrics(Labels(GIVEN, GIVEN), TRAIN, None, truth_known=False) == {}
+
+
+def test_two_classes_that_become_one_are_told_of() -> None:
+    """Nothing runs away there, and no class has more than twice its labels."""
+    given = torch.tensor([0] * 10 + [1] * 12)
+    table = torch.tensor([[0.1, 0.9]] * 22)
+    rows = torch.arange(22)
+    learned = LearnedLabels("instance", table, table, rows, given, rows >= 0)
+    metrics = label_metrics(Labels(given, given), rows, learned)
+    assert (metrics["labels_left"], metrics["labels_moved"]) == (0.0, 10 / 22)
+    assert any("leave a class" in told for told in Watch(2, CURE)(metrics))
+    few = label_metrics(Labels(given[1:], given[1:]), rows[:21], replace(learned, given=given[1:], indices=rows[:21],
+        averaged=table[1:], labels=table[1:], touched=rows[1:] > 0))  # fmt: skip
+    assert few["labels_left"] == pytest.approx(21 / 12)
+
+
+def test_the_cure_is_of_the_rule() -> None:
+    assert "a pull towards the start" in cure(LabelsRecipe(rule="instance"))
+    assert "weaker [teacher.labels.pulls]" in cure(LabelsRecipe(rule="class", pulls=PullsRecipe(start=1e6)))
+    for rule in KEPT_RULES - LEARNED_RULES:
+        assert f"[teacher.labels.{rule.replace('-', '_')}]" in cure(LabelsRecipe(rule=rule))
 
 
 @pytest.mark.parametrize(
@@ -82,19 +107,20 @@ def test_without_the_truth_nothing_is_said_of_it() -> None:
         ({"labels_moved": 0.51}, "labels run away: 51%"),
         ({"label_entropy": 1.09}, "nearly uniform"),
         ({"labels_crowding": 2.4}, "crowd into one class: it has 2.4 times"),
+        ({"labels_left": 0.05}, "leave a class: it has 5% of as many as were given"),
     ],
 )
 def test_what_collapses_is_told_once(change: dict[str, float], message: str) -> None:
-    watch = Watch(3)
+    watch = Watch(3, CURE)
     assert watch(SOUND) == []
     (told,) = watch(SOUND | change)
     assert message in told
-    assert "a smaller [teacher.labels] step" in told
+    assert f"try {CURE}" in told
     assert watch(SOUND | change) == []
-    resumed = Watch(3)
+    resumed = Watch(3, CURE)
     resumed.load_state_dict(watch.state_dict())
     assert resumed(SOUND | change) == []
 
 
 def test_labels_that_begin_sure_are_not_said_to_saturate() -> None:
-    assert Watch(3, saturated_at_first=True)(SOUND | {"labels_saturated": 1.0}) == []
+    assert Watch(3, CURE, saturated_at_first=True)(SOUND | {"labels_saturated": 1.0}) == []
