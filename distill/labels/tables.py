@@ -161,7 +161,7 @@ def class_table(
     Raises:
         DataError: fewer than two classes (three of "fixed-mass"), or a mass outside (0, 1).
     """
-    _check_start(classes, true_class_mass, parametrisation)
+    check_start(classes, true_class_mass, parametrisation)
     every = torch.arange(classes, device=device)
     phi = _initial(every, classes, true_class_mass, parametrisation)
     nowhere = torch.empty(0, dtype=torch.int64, device=device)
@@ -192,7 +192,7 @@ def instance_table(
     Raises:
         DataError: one of these is not so.
     """
-    _check_start(classes, true_class_mass, parametrisation)
+    check_start(classes, true_class_mass, parametrisation)
     for name, tensor in (("images", images), ("given", given)):
         if tensor.dtype != torch.int64 or tensor.shape != (images.numel(),) or tensor.numel() == 0:
             found = f"{tensor.dtype} {list(tensor.shape)}"
@@ -224,12 +224,17 @@ def _initial(given: Tensor, classes: int, true_class_mass: float, parametrisatio
     return torch.softmax(phi, dim=-1) if parametrisation == "projected" else phi
 
 
-def _check_start(classes: int, true_class_mass: float, parametrisation: Parametrisation) -> None:
+def check_start(classes: int, true_class_mass: float, parametrisation: Parametrisation) -> None:
+    """Refuses labels that could not learn anything.
+
+    Raises:
+        DataError: too few classes, or no mass that labels can move.
+    """
     fewest = 3 if parametrisation == "fixed-mass" else 2
     if classes < fewest:
         raise DataError(
             f"learned labels: found {classes} classes, expected {fewest} or more",
-            cure="use data of more classes: with one other class its mass is all that a fixed mass leaves."
+            cure='set [teacher.labels] parametrisation = "softmax": a fixed mass leaves another class no choice.'
             if fewest == 3
             else "use data of more than one class.",
         )

@@ -15,13 +15,16 @@ import torch
 from distill.data.loader import ImageData, open_data, steps_per_epoch
 from distill.data.views import in_words, view_count
 from distill.errors import RecipeError, UserError
+from distill.labels.tables import check_start
 from distill.models import zoo
 from distill.models.features import feature_width
 from distill.models.maps import find_stages
 from distill.models.zoo import ModelSpec
 from distill.recipe.checks import problems as cross_field_problems
+from distill.recipe.compare import CompareRecipe
 from distill.recipe.grid import grid
-from distill.recipe.schema import LEARNED_RULES, Recipe, StageRecipe
+from distill.recipe.labels import LEARNED_RULES, reads
+from distill.recipe.schema import Recipe, StageRecipe
 from distill.stages.common import fit_model, model_spec
 from distill.stages.export import check_k
 from distill.stages.finished import stored_rows
@@ -87,7 +90,7 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
         if ignored := data.source.ignored:
             kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in ignored.items())
             report.notes.append(f"[data] root: files that are not taken for images: {kinds}")
-        report.notes += _colourless(recipe, data)
+        report.notes += (*_colourless(recipe, data), *_judges(recipe, data))
     count = "the whole orbit" if recipe.views.count == "orbit" else f"{recipe.views.count}"
     report.plan["views"] = {"made of": in_words(recipe.views), "stored": count}
     if shape is not None:
@@ -95,6 +98,10 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
             settled = settle_student(recipe, channels=shape[0], image_size=shape[1], classes=shape[2])
             recipe = settled.recipe
             report.notes += settled.reasons
+        with _collected(report):
+            if (labels := recipe.teacher.labels).rule in LEARNED_RULES:
+                check_start(shape[2], labels.true_class_mass, labels.parametrisation)
+    report.notes += _idle(recipe)
     for table, stage in (("teacher", recipe.teacher), ("student", recipe.student)):
         with _collected(report):
             if shape is not None:
@@ -197,6 +204,26 @@ def _colourless(recipe: Recipe, data: ImageData) -> Iterator[str]:
     for name in ("saturation", "hue"):
         if getattr(recipe.views, name) and data.shape[0] != 3:
             yield f"[views] {name}: images of {data.shape[0]} channel have no colour, so it changes nothing"
+
+
+def _idle(recipe: Recipe) -> Iterator[str]:
+    """Fields of the labels that are set, and that no rule reads: the teacher's, and those of arms or named teachers."""
+    labels, compare = recipe.teacher.labels, recipe.compare
+    asked = compare.arms or compare.teachers != CompareRecipe.model_fields["teachers"].default
+    rules = {labels.rule, *(compare.rules(labels.rule) if asked else ())}
+    names = set(labels.model_dump(exclude_defaults=True)).difference(*map(reads, rules))
+    if names:
+        yield f'[teacher.labels] {", ".join(sorted(names))}: the rule "{labels.rule}" has no use for them'
+
+
+def _judges(recipe: Recipe, data: ImageData) -> Iterator[str]:
+    """Classes that no image which judges the labels has."""
+    labels, meta = recipe.teacher.labels, data.splits.meta
+    if labels.rule in LEARNED_RULES and labels.meta == "held-out" and meta.numel():
+        without = data.num_classes - len(set(data.labels.given[meta].tolist()))
+        if without:
+            found = f"found {meta.numel()} images to judge the labels"
+            yield f"[data] meta: {found}, and {without} of {data.num_classes} classes have none among them"
 
 
 def _lowered(recipe: Recipe, table: str, stage: StageRecipe, data: ImageData) -> Iterator[str]:

@@ -150,6 +150,18 @@ def test_check_finds_every_problem_at_once(tiny) -> None:
         assert word in problems
 
 
+def test_check_notes_what_labels_have_no_use_for(tiny) -> None:
+    pencil = ("teacher.labels.rule=pencil", "teacher.labels.settings=robust")
+    plan = check_plan(tiny(*pencil, "compare.teachers=onehot,smoothing,instance"), "tiny.toml")  # the field's default
+    (note,) = (note for note in plan.notes if "has no use" in note)
+    assert {"freeze_patience,", "pulls,"} <= set(note.replace(":", ",").split())
+    assert "warmup_epochs" not in note
+    named = check_plan(tiny(*pencil, "compare.teachers=class,pencil"), "tiny.toml").notes
+    assert not any("has no use" in note for note in named)
+    few = check_plan(tiny("teacher.labels.rule=instance", "teacher.labels.meta=held-out", "data.meta=2"), "tiny.toml")
+    assert any("found 2 images to judge the labels, and 8 of 10 classes have none" in note for note in few.notes)
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("**/*.toml")), ids=lambda path: path.name)
 def test_recipes_are_sound(path: Path) -> None:
     """All but the data, which may not be here."""
