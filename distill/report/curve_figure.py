@@ -60,7 +60,7 @@ def _draw(axis: Any, found: Sequence[Curve], names: Sequence[str]) -> None:
         if len(each.seeds) > 1:
             axis.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
     axis.set_ylim(bottom=100 * 0.98 * min(min(each.mean) for each in found))  # one bad seed must not flatten the rest
-    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axis.tick_params(labelsize=8)
     axis.grid(color="#d1d9e0", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)

@@ -42,10 +42,11 @@ def contact_sheet(
     for axis, image, suspect in zip(axes, images, suspects, strict=False):
         axis.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
         colour = (RIGHT if suspect.learned == suspect.true else WRONG) if planted else UNKNOWN
-        title = f"given {short(suspect.given)}\nlearned {short(suspect.learned)} ({suspect.confidence:.2f})"
-        axis.set_title(title, fontsize=8.5, color=colour, parse_math=False)
+        title = f"given {short(suspect.given)}\nlearned {short(suspect.learned)}"
+        axis.set_title(title, fontsize=8, color=colour, parse_math=False)
         beneath = {"ha": "center", "va": "top", "transform": axis.transAxes}
-        axis.text(0.5, -0.03, f"image {suspect.index}", fontsize=7, color=QUIET, **beneath)
+        told = f"image {suspect.index}, confidence {suspect.confidence:.2f}"
+        axis.text(0.5, -0.03, told, fontsize=7, color=QUIET, **beneath)
     figure.suptitle(_heading(suspects, planted), fontsize=10)
     save(figure, path)
 
@@ -53,7 +54,8 @@ def contact_sheet(
 def _heading(suspects: Sequence[Suspect], planted: bool) -> str:
     if not suspects:
         return "no suspected label errors"
-    note = f"suspected label errors, the {len(suspects)} most confident"
+    most = "the most confident one" if len(suspects) == 1 else f"the {len(suspects)} most confident"
+    note = f"suspected label errors, {most}"
     right = sum(suspect.learned == suspect.true for suspect in suspects)
     return f"{note}: {right} learned rightly (green)" if planted else note
 
@@ -69,9 +71,13 @@ def thumbnail(image: NDArray[np.uint8], side: int = THUMBNAIL) -> NDArray[np.uin
 
 
 def short(name: str, length: int = 14) -> str:
-    """A name that fits beside others, in characters that can be drawn."""
+    """A name that fits beside others, in characters that can be drawn: its beginning and more of its end.
+
+    Names of one data set often begin alike, as `n02085782-Japanese_spaniel` does.
+    """
     name = printable(name)
-    return name if len(name) <= length else name[: length - 1] + "…"
+    begin = (length - 1) // 3
+    return name if len(name) <= length else f"{name[:begin]}…{name[begin + 1 - length :]}"
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -118,7 +118,7 @@ def epochs_chart(path: Path, epochs: Mapping[int, Mapping[str, float]], classes:
     for axis, title in ((left, "How soft the labels are"), (second, "Where they have gone")):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("epoch", fontsize=8)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.tick_params(labelsize=8)
         axis.set_ylim(0, 1.08 * max([0.01, *(max(line.get_ydata()) for line in axis.lines)]))
         axis.grid(color="#d1d9e0", linewidth=0.6)
