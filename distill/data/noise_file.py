@@ -70,6 +70,9 @@ def _number(text: str) -> int | None:
 
 def _read_csv(path: Path, true: Tensor, classes: tuple[str, ...]) -> Tensor:
     numbers = {name: number for number, name in enumerate(classes)}
+    # Where a class is named by a number that is not its own, a number is a name and nothing else.
+    named = any(_number(name) not in (None, number) for name, number in numbers.items())
+    expected = "a class name" if named else f"a class name or 0 to {len(classes) - 1}"
     labels = true.clone()
     line_of: dict[int, int] = {}
     for line, (index_text, label_text) in _csv_rows(path):
@@ -78,9 +81,9 @@ def _read_csv(path: Path, true: Tensor, classes: tuple[str, ...]) -> Tensor:
             raise DataError(f"{path}:{line}: index {index_text!r}, expected 0 to {len(true) - 1}")
         if index in line_of:
             raise DataError(f"{path}:{line}: index {index} again, it is also in line {line_of[index]}")
-        label = numbers.get(label_text, _number(label_text))
+        label = numbers.get(label_text, None if named else _number(label_text))
         if label is None or label >= len(classes):
-            raise DataError(f"{path}:{line}: label {label_text!r}, expected a class name or 0 to {len(classes) - 1}")
+            raise DataError(f"{path}:{line}: label {label_text!r}, expected {expected}")
         line_of[index] = line
         labels[index] = label
     return labels

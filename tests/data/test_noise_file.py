@@ -49,6 +49,10 @@ def test_a_class_name_comes_before_a_number(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("index,label\n0,2\n")
     assert int(read_noise_file(str(path), TRUE, ("1", "2", "3"), None)[0]) == 1
+    path.write_text("index,label\n0,2\n1,0\n")  # 0 is no class's name there, and nobody's number
+    with pytest.raises(DataError, match=r"csv:3: label '0', expected a class name$"):
+        read_noise_file(str(path), TRUE, ("1", "2", "3"), None)
+    assert read_noise_file(str(path), TRUE, ("0", "1", "2"), None)[:2].tolist() == [2, 0]
 
 
 @pytest.mark.parametrize(
