@@ -92,7 +92,9 @@ def _scan_part(root: Path, part: str, ignored: Counter[str]) -> tuple[tuple[str,
         try:
             name.encode()
         except UnicodeEncodeError as error:
-            raise DataError(f"{folder}: the class folder {name!r} has a name that is not UTF-8") from error
+            raise DataError(
+                f"{folder}: the class folder {name!r} has a name that is not UTF-8", cure="Rename the folder."
+            ) from error
         found = sorted(_images_below(str(folder / name), f"{part}/{name}" if part else name, ignored))
         if not found:
             raise DataError(

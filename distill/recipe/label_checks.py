@@ -9,6 +9,7 @@ from distill.recipe.schema import Recipe
 
 # timm's names for torch's SGD, Adam and AdamW, the optimisers that the look-ahead of learned labels has a rule for.
 _LOOK_AHEAD = ("momentum", "sgd", "nesterov", "adam", "adamw")
+_LEAST_Q = 0.001  # of the judges' loss: below it float32 has few digits left of what is divided by q
 # Fields that say nothing unless a rule that reads them is in use. Those that all learned rules read may stand idle in a
 # recipe: its rule is often changed on the command line.
 _TOLD = (
@@ -134,6 +135,11 @@ def _rows(labels: LabelsRecipe, learned: Sequence[str]) -> Iterator[str]:
         yield (
             '[teacher.labels] estimator: found "unrolled" with divergence = "reverse", but it unrolls a step of the '
             'forward one; expected "auto"'
+        )
+    if 0 < labels.meta_loss_q < _LEAST_Q:
+        yield (
+            f"[teacher.labels] meta_loss_q: found {labels.meta_loss_q:g}, where (1 - p^q) / q drowns in rounding; "
+            f"expected 0, the cross-entropy, or {_LEAST_Q:g} to 1"
         )
     pulls = labels.pulls
     if pulls.ema_decay and not (pulls.answers or pulls.posterior):

@@ -54,7 +54,7 @@ def print_runs(console: Console, runs: Sequence[Run], next_commands: Sequence[st
 def print_comparison(
     console: Console, comparison: Comparison, folder: Path, example: Path | None, picture: Path | None
 ) -> None:
-    """The table, the verdicts, what is missing, the picture, the folders and the next three commands."""
+    """The table, the verdicts, what is missing, the picture, the folders and the next commands."""
     # What the encoding lacks would be printed as a longer escape, out of line.
     console.print(rich_table(comparison, plus_minus="±" if console.encoding.startswith("utf") else "+-"))
     for sentence in shown_verdicts(comparison):
@@ -71,7 +71,7 @@ def print_comparison(
     next_command = f"distill student --teacher {example} --model resnet20 -T 2"
     if not comparison.recipe.compare.students:
         next_command = f"distill export --teacher {example}"
-    _next(console, [next_command, f"distill verify {example}", "distill check recipes/fashion.toml"])
+    _next(console, [next_command, f"distill verify {example}"])
 
 
 def print_labels(console: Console, report: LabelReport) -> None:

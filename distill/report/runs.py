@@ -192,6 +192,8 @@ def find_run(text: str, checkpoints: Path) -> Path:
         return path
     if named.is_dir():
         return named
+    if path.suffix == ".toml" and path.is_file():
+        raise RunError(f"{text}: is a recipe, expected a run folder", cure=_known_runs(checkpoints))
     if is_elsewhere(text):
         raise RunError(
             f"{text}: no run folder yet",

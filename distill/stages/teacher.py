@@ -260,8 +260,8 @@ class TeacherTask:
         for problem in self._watch(today):
             self.listener(Notice(problem))
         if self._settled.end_epoch(today.get("labels_moved", 0.0)):
-            waited = self._settled.patience
-            self.listener(Notice(f"labels have settled: no more of them have moved for {waited} epochs; they stay"))
+            waited = "an epoch" if self._settled.patience == 1 else f"{self._settled.patience} epochs"
+            self.listener(Notice(f"labels have settled: no more of them have moved for {waited}; they stay"))
         return metrics
 
     def check(self) -> None:

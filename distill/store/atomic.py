@@ -149,7 +149,9 @@ def read_json(path: Path) -> Any:
     try:
         return parse_json(data.decode())
     except ValueError as error:
-        raise StoreError(f"{path}: is not JSON: {error}", cure="The file is damaged.") from error
+        raise StoreError(
+            f"{path}: is not JSON: {error}", cure="The file is damaged: restore it, or make its folder again."
+        ) from error
 
 
 def read_canonical(path: Path) -> Any:
@@ -163,7 +165,8 @@ def read_canonical(path: Path) -> Any:
     expected = (canonical(value, indent=2) + "\n").encode()
     if check_regular(path) != len(expected) or sha256_of(path) != hashlib.sha256(expected).hexdigest():
         raise StoreError(
-            f"{path}: is not as it was written: the same value in other bytes", cure="The file is damaged."
+            f"{path}: is not as it was written: the same value in other bytes",
+            cure="The file is damaged: restore it, or make its folder again.",
         )
     return value
 

@@ -114,6 +114,7 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     (("views.erasing_ratio=1,1",), "[views] erasing_ratio"),
     (("views.mix_probability=0.5",), "[views] mix_probability"),
     (("views.mixup=0.2", "views.mix_probability=0"), "[views] mix_probability"),
+    ((*LEARNED, "teacher.labels.meta_loss_q=1e-300"), "[teacher.labels] meta_loss_q"),
 ]
 
 
