@@ -59,6 +59,7 @@ def _draw(axis: Any, found: Sequence[Curve], names: Sequence[str]) -> None:
         axis.plot(epochs, mean, style, color=colour, label=short(each.arm, 24), linewidth=1.6)
         if len(each.seeds) > 1:
             axis.fill_between(epochs, low, high, color=colour, alpha=0.18, linewidth=0)
+    axis.set_ylim(top=min(axis.get_ylim()[1], 101.0))  # shares
     axis.set_ylim(bottom=100 * 0.98 * min(min(each.mean) for each in found))  # one bad seed must not flatten the rest
     axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axis.tick_params(labelsize=8)
