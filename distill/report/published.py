@@ -103,7 +103,6 @@ def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
     path = folder / RESULTS
     try:
         results = read_json(path)
-        told_of = results["recipe_sha256"]
         told = [cell for cell in results["cells"] if cell["state"] == "finished"]
         only = {cell["key"] for cell in told if not (cell["run"] and (folder / cell["run"]).is_dir())} - set(finished)
     except (UserError, LookupError, TypeError):
@@ -114,7 +113,7 @@ def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
             if (folder / CURVES).is_file():
                 (folder / CURVES).rename(folder / f"curves-{suffix}.csv")
             recipe = folder / COMPARISON
-            if recipe.is_file() and sha256_of(recipe) == told_of:
+            if recipe.is_file() and sha256_of(recipe) == results.get("recipe_sha256"):
                 write_bytes(folder / f"comparison-{suffix}.toml", recipe.read_bytes())
             path.rename(folder / f"results-{suffix}.json")
         except OSError as error:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
-from distill.errors import RunError
+from distill.errors import RunError, UserError
 from distill.recipe.digest import differences, teacher_digest
 from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
@@ -28,7 +29,7 @@ def refuse_another_teacher(folder: Path, recipe: Recipe, digest: str) -> None:
         RunError: another one is, or one that nothing is known of.
     """
     if not (folder / RECORD).exists():
-        if (folder / _WEIGHTS).exists():
+        if (folder / _WEIGHTS).is_file():
             raise RunError(f"{folder}: holds a teacher, but no {RECORD} that says of what recipe", cure=_CURE)
         return
     run = open_run(folder)
@@ -46,11 +47,12 @@ def refuse_other_teachers(cells: Iterable[Cell]) -> None:
     """
     held: dict[Path, list[str]] = {}
     for cell in cells:
-        folder = cell.teacher_folder
-        if cell.kind == "teacher" and not cell.recipe.teacher.imported.source and (folder / RECORD).exists():
-            run = open_run(folder)
+        if cell.kind != "teacher" or cell.recipe.teacher.imported.source:
+            continue
+        with suppress(UserError):  # a damaged folder is its own cell's failure
+            run = open_run(cell.teacher_folder)
             if _keeps_one(run) and teacher_digest(run.recipe) != teacher_digest(cell.recipe):
-                held[folder] = _changed(run.recipe, cell.recipe)
+                held[run.folder] = _changed(run.recipe, cell.recipe)
     if held:
         folder, changed = next(iter(held.items()))
         more = f"; and so do {len(held) - 1} more of the comparison" if len(held) > 1 else ""

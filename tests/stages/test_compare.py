@@ -124,6 +124,13 @@ def test_a_changed_recipe_overwrites_no_comparison(arms: Callable[..., Recipe]) 
     assert {path: path.read_bytes() for path in found.folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_damaged_run_fails_its_own_cell_alone(arms: Callable[..., Recipe]) -> None:
+    found = compare(arms("compare.seeds=0"), Told())
+    (found.folder / found.comparison.results[0].run / "run.json").write_text("{")
+    again = compare(arms("compare.seeds=0"), Told())
+    assert [result.state for result in again.comparison.results] == ["failed", "finished", "finished"]
+
+
 def test_numbers_of_another_recipe_are_not_reported(arms: Callable[..., Recipe]) -> None:
     """Such as an earlier version left where it was stopped early."""
     found = compare(arms("compare.seeds=0"), Told())
