@@ -61,7 +61,7 @@ def label_metrics(
     }
 
 
-def cure(labels: LabelsRecipe) -> str:
+def cure_for(labels: LabelsRecipe) -> str:
     """What to try where labels collapse."""
     rule = labels.rule
     if rule in LEARNED_RULES:

@@ -16,7 +16,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distill.errors import RunError, UserError
 from distill.recipe.digest import teacher_digest
 from distill.recipe.grid import Cell
-from distill.recipe.schema import Recipe
 from distill.report.curves import CellCurves, run_curves
 from distill.report.runs import Run, StageRecord, open_run
 from distill.store.atomic import read_json, writable_folder, write_json
@@ -126,9 +125,13 @@ def _answers(export: StageRecord) -> dict[str, float]:
     return {name: value for name, value in export.metrics.items() if name.startswith("answers_")}
 
 
-def _of_another_recipe(run: Recipe, cell: Recipe) -> bool:
-    """An imported teacher's run has filled in what the cell leaves open: it is its weights that count."""
-    return not cell.teacher.imported.source and teacher_digest(run) != teacher_digest(cell)
+def of_another_recipe(run: Run, cell: Cell) -> bool:
+    """Whether a run has another teacher than a cell that is one asks for, by their recipes alone.
+
+    An imported teacher's run has filled in what the cell leaves open; it is its weights that count.
+    """
+    imported = cell.recipe.teacher.imported.source
+    return cell.kind == "teacher" and not imported and teacher_digest(run.recipe) != teacher_digest(cell.recipe)
 
 
 def _result(folder: Path, cell: Cell, record: CellRecord) -> CellResult:
@@ -139,7 +142,7 @@ def _result(folder: Path, cell: Cell, record: CellRecord) -> CellResult:
     stage = run.record.stages.get(cell.kind)
     if stage is None or stage.digest != record.digest:
         raise RunError(f"{place}: is another {cell.kind}'s by now")
-    if cell.kind == "teacher" and _of_another_recipe(run.recipe, cell.recipe):
+    if of_another_recipe(run, cell):
         raise RunError(f"{place}: its teacher is of another recipe than the comparison's")
     export = run.record.stages.get("export") if cell.kind == "teacher" else None
     return CellResult(

@@ -7,9 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from distill.errors import RunError, UserError
-from distill.recipe.digest import differences, teacher_digest
+from distill.recipe.digest import differences
 from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
+from distill.report.results import of_another_recipe
 from distill.report.runs import RECORD, Run, open_run
 
 _STATE, _WEIGHTS = Path("state", "teacher.safetensors"), "model.safetensors"
@@ -46,12 +47,10 @@ def refuse_other_teachers(cells: Iterable[Cell]) -> None:
         RunError: a cell's folder holds another teacher than the cell's.
     """
     held: dict[Path, list[str]] = {}
-    for cell in cells:
-        if cell.kind != "teacher" or cell.recipe.teacher.imported.source:
-            continue
+    for cell in (each for each in cells if each.kind == "teacher"):
         with suppress(UserError):  # a damaged folder is its own cell's failure
             run = open_run(cell.teacher_folder)
-            if _keeps_one(run) and teacher_digest(run.recipe) != teacher_digest(cell.recipe):
+            if _keeps_one(run) and of_another_recipe(run, cell):
                 held[run.folder] = _changed(run.recipe, cell.recipe)
     if held:
         folder, changed = next(iter(held.items()))

@@ -22,7 +22,7 @@ from distill.labels.build import Images, label_rule
 from distill.labels.learned import Learned
 from distill.labels.optim import step_factor
 from distill.labels.phases import Settled
-from distill.labels.watch import SATURATED, Watch, cure, label_metrics
+from distill.labels.watch import SATURATED, Watch, cure_for, label_metrics
 from distill.recipe.checks import check_recipe
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
@@ -123,7 +123,7 @@ class TeacherTask:
         self.rule = label_rule(teacher.labels, images)
         self.listener = listener
         sure = teacher.labels.rule not in LEARNED_RULES or teacher.labels.true_class_mass > SATURATED
-        self._watch = Watch(images.classes, cure(teacher.labels), saturated_at_first=sure)
+        self._watch = Watch(images.classes, cure_for(teacher.labels), saturated_at_first=sure)
         self._settled = Settled(teacher.labels.freeze_patience if teacher.labels.rule in LEARNED_RULES else 0)
         self.training = Training(
             self.model,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distill.data.noise import Labels
-from distill.labels.watch import Watch, cure, label_metrics
+from distill.labels.watch import Watch, cure_for, label_metrics
 from distill.recipe.labels import KEPT_RULES, LEARNED_RULES, LabelsRecipe, PullsRecipe
 from distill.store.labels import LearnedLabels
 
@@ -94,10 +94,10 @@ def test_two_classes_that_become_one_are_told_of() -> None:
 
 
 def test_the_cure_is_of_the_rule() -> None:
-    assert "a pull towards the start" in cure(LabelsRecipe(rule="instance"))
-    assert "weaker [teacher.labels.pulls]" in cure(LabelsRecipe(rule="class", pulls=PullsRecipe(start=1e6)))
+    assert "a pull towards the start" in cure_for(LabelsRecipe(rule="instance"))
+    assert "weaker [teacher.labels.pulls]" in cure_for(LabelsRecipe(rule="class", pulls=PullsRecipe(start=1e6)))
     for rule in KEPT_RULES - LEARNED_RULES:
-        assert f"[teacher.labels.{rule.replace('-', '_')}]" in cure(LabelsRecipe(rule=rule))
+        assert f"[teacher.labels.{rule.replace('-', '_')}]" in cure_for(LabelsRecipe(rule=rule))
 
 
 @pytest.mark.parametrize(
