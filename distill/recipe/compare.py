@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,11 @@ class CompareRecipe(Table):
         'small = ["data.train=1000"].',
     )
     reference: str = Field(default="", description="What the others are compared with; empty: the first.")
+    pairs: Literal["all", "reference"] = Field(
+        default="all",
+        description="Of arms, about which something is claimed; reference: only those with it, so that Holm's "
+        "correction is over fewer. To be decided before results are seen.",
+    )
     students: bool = Field(default=True, description="Train students too; false: the teachers alone are compared.")
     seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=1)] = Field(
         default=(0,), description="Every teacher and student is trained once with each."

@@ -192,7 +192,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> tuple[Difference, ...]:
-        """All pairs of arms, in every metric, with Holm's correction over the pairs of each; then the controls."""
+        """The pairs that `compare.pairs` asks for, with Holm's correction, metric by metric; then the controls."""
         found: list[Difference] = []
         for network in self.networks:
             for metric in JUDGED:
@@ -283,7 +283,9 @@ class Comparison:
     def _family(self, network: Network, metric: str) -> list[Difference]:
         # The second of a pair is the reference, where it is one of them: positive is then what an arm gains.
         names = [name for name in self.recipe.compare.names if name != self.reference]
-        pairs = [(name, self.reference) for name in names] + [(b, a) for a, b in combinations(names, 2)]
+        pairs = [(name, self.reference) for name in names]
+        if self.recipe.compare.pairs == "all":
+            pairs += [(b, a) for a, b in combinations(names, 2)]
         rows = {name: self.row(name, network).values(metric) for name in self.recipe.compare.names}
         found = [paired(rows[first], rows[second]) for first, second in pairs]
         known = [(index, each.p) for index, each in enumerate(found) if each.p is not None]

@@ -17,6 +17,7 @@ from distill.report.comparison import Choice, Comparison
 from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
 from distill.report.comparison_markdown import markdown
 from distill.report.comparison_table import csv_text
+from distill.report.page.forest import forest
 from distill.report.results import CELLS, CellResult, read_result, write_failed
 from distill.report.stats import paired
 from distill.report.verdicts import verdict
@@ -242,6 +243,22 @@ def test_holm_is_over_the_pairs_of_arms_and_not_over_the_controls() -> None:
     assert [row.name for row in found.rows if row.control] == [
         "student alone", "smoothing alone", "untrained", "untrained"
     ]  # fmt: skip
+
+
+def test_pairs_with_the_reference_alone_are_a_smaller_family() -> None:
+    sets = (SEEDS, "compare.teachers=onehot,smoothing,instance", "compare.reference=smoothing", "compare.controls=true")
+    every = made(*sets, metrics=accuracies)
+    found = made(*sets, "compare.pairs=reference", metrics=accuracies)
+    students = [d for d in found.differences if (d.network, d.metric) == ("student", "test_accuracy")]
+    assert [(d.first, d.second, d.family) for d in students] == [
+        ("onehot", "smoothing", 2), ("instance", "smoothing", 2),
+        ("student alone", "smoothing", 0), ("smoothing alone", "smoothing", 0), ("untrained", "smoothing", 0),
+    ]  # fmt: skip
+    assert students[1].p_holm == pytest.approx(2 * (students[1].paired.p or 0))
+    assert len(every.pairs) - len(found.pairs) == 2  # instance and onehot, of both networks
+    assert "after Holm's correction over 2 pairs" in " ".join(found.verdicts())
+    assert "over the pairs of arms with smoothing, " in str(forest(found))
+    assert "over the pairs of arms, " in str(forest(every))
 
 
 def test_a_control_that_the_grid_has_is_its_own_cell() -> None:

@@ -31,9 +31,10 @@ def _caption(comparison: Comparison) -> str:
     text = "Test accuracy of the first less that of the second, in points, after the last epoch."
     if len(comparison.seeds) < 2:
         return f"{text} One seed gives no interval."
+    only = f" with {comparison.reference}" if comparison.recipe.compare.pairs == "reference" else ""
     return (
         f"{text} Dot: mean over the seeds that both have; line: 95 % interval (paired by seed, Student's t); p after "
-        "Holm's correction over the pairs of arms, uncorrected for controls. "
+        f"Holm's correction over the pairs of arms{only}, uncorrected for controls. "
         f"{SIGNS['up']} and {SIGNS['down']}: p below .05."
     )
 
