@@ -121,6 +121,12 @@ class Run:
         )
         self._replace(self.record.model_copy(update={"stages": {**self.record.stages, stage: stage_record}}))
 
+    def add_metrics(self, stage: str, metrics: Mapping[str, float]) -> None:
+        """Records what was measured of a finished stage's network afterwards."""
+        record = self.record.stages[stage]
+        measured = record.model_copy(update={"metrics": {**record.metrics, **metrics}})
+        self._replace(self.record.model_copy(update={"stages": {**self.record.stages, stage: measured}}))
+
     def forget(self, stage: str) -> None:
         """Takes a stage's record away, before its files are made again."""
         if stage in self.record.stages:

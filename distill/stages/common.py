@@ -23,6 +23,7 @@ from distill.store.tensors import sha256_of_tensor
 from distill.training.evaluate import Scores, evaluate
 from distill.training.events import Listener, Notice
 from distill.training.loop import Part
+from distill.training.scaling import scaled_scores
 from distill.training.schedule import build_optimizer
 
 UNREADABLE = "unreadable.json"  # in a teacher's run folder: all images that were left out, and why
@@ -142,3 +143,14 @@ def evaluator(data: ImageData, device: torch.device, batch_size: int) -> Callabl
         return evaluate(model, ordered_batches(data, rows, batch_size=batch_size, device=device), targets)
 
     return judge
+
+
+def after_scaling(model: nn.Module, data: ImageData, device: torch.device, batch_size: int) -> dict[str, float]:
+    """The test part's scores after temperature scaling, see `scaled_scores`; none without any validation image."""
+    if not data.splits.validation.numel():
+        return {}
+    validation, test = (
+        ordered_batches(data, rows, batch_size=batch_size, device=device)
+        for rows in (data.splits.validation, data.splits.test)
+    )
+    return scaled_scores(model, validation, data.labels.given, test, data.labels.true)

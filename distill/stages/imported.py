@@ -19,6 +19,7 @@ from distill.recipe.schema import ImportedRecipe, Recipe, TeacherRecipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
 from distill.stages.checkpoints import Checkpoint, find_checkpoint
 from distill.stages.common import (
+    after_scaling,
     as_teacher_sees,
     evaluator,
     model_spec,
@@ -197,7 +198,8 @@ def _judged(
     network: nn.Module, recipe: Recipe, data: ImageData, device: torch.device, listener: Listener
 ) -> dict[str, float]:
     """Its scores on validation and test images; says so when it is no better than always naming one class."""
-    judge = evaluator(as_teacher_sees(data, recipe), device, recipe.export.batch_size)
+    seen, batch_size = as_teacher_sees(data, recipe), recipe.export.batch_size
+    judge = evaluator(seen, device, batch_size)
     validation, test = judge(network, "validation"), judge(network, "test")
     metrics = validation.named("validation") if validation.count else {}
     true = data.labels.true[data.splits.test]
@@ -209,7 +211,7 @@ def _judged(
                 f"{commonest:.1%}: check the order of its classes, its mean and std, and the size that it sees"
             )
         )
-    return metrics | (test.named("test") if test.count else {})
+    return metrics | (test.named("test") if test.count else {}) | after_scaling(network, seen, device, batch_size)
 
 
 def _provenance(checkpoint: Checkpoint, recipe: Recipe) -> dict[str, str]:

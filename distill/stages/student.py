@@ -18,7 +18,7 @@ from distill.recipe.losses import CATALOGUE, in_use, needs, needs_all_logits
 from distill.recipe.schema import Recipe
 from distill.recipe.student_checks import label_rule
 from distill.report.runs import RECORD, Run, find_run, locked, make_run, open_run
-from distill.stages.common import evaluator, tell_left_out, write_selected
+from distill.stages.common import after_scaling, evaluator, tell_left_out, write_selected
 from distill.stages.finished import STORE, load_teacher, origin_of, teacher_weights
 from distill.stages.settling import settle_student
 from distill.stages.student_task import StudentTask
@@ -83,6 +83,7 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
         begun = teacher.record.stages["teacher"].digest
         run = make_run(folder, recipe, kind="student", begun=own_digest, teacher=begun)
         metrics = fit(task, _plan(task, folder, own_digest, data, device), listener, metrics_file)
+        metrics |= after_scaling(task.judged, data, device, recipe.export.batch_size)
         run.finish("student", own_digest, metrics, _write(task, folder), describe_device(device))
         _state(folder).unlink(missing_ok=True)
         listener(StageDone("student", str(folder), metrics["seconds"], run.metrics("student")))

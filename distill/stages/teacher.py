@@ -28,6 +28,7 @@ from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
 from distill.seeding import derive, generator
 from distill.stages.common import (
+    after_scaling,
     build_network,
     evaluator,
     teacher_inputs,
@@ -84,6 +85,7 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
         each = recipe.teacher.test_every_epoch
         plan = Plan("teacher", folder, digest, task.epochs, task.steps, schedule, evaluate, test_every_epoch=each)
         metrics = fit(task, plan, listener, metrics_file)
+        metrics |= after_scaling(task.judged, data, device, recipe.export.batch_size)
         run.finish("teacher", digest, metrics, _write(task, plan, run), describe_device(device))
         plan.state.unlink(missing_ok=True)
         listener(StageDone("teacher", str(folder), metrics["seconds"], run.metrics("teacher")))

@@ -67,13 +67,14 @@ class Scorer:
         return Bins(tuple(map(int, count)), tuple(confidence), tuple(map(int, correct)))
 
 
-def evaluate(model: nn.Module, batches: Iterable[Batch], targets: Tensor) -> Scores:
+def evaluate(model: nn.Module, batches: Iterable[Batch], targets: Tensor, *, temperature: float = 1.0) -> Scores:
     """Scores of a model in eval mode, which is put back to its own mode afterwards.
 
     Args:
         model: images [B, ch, H, W] -> logits [B, C].
         batches: un-augmented images with their source indices.
         targets: int64 [N] by source index: what counts as right.
+        temperature: that logits are divided by.
     """
     scorer = Scorer()
     was_training = model.training
@@ -81,7 +82,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch], targets: Tensor) -> Sco
     try:
         with torch.no_grad():
             for batch in batches:
-                scorer.add(model(batch.images), targets[batch.rows])
+                scorer.add(model(batch.images) / temperature, targets[batch.rows])
     finally:
         model.train(was_training)
     return scorer.scores()
