@@ -266,6 +266,24 @@ def verify(
         print(f"{path}: {recompute_run(path, again, seed)}")
 
 
+@app.command()
+def calibrate(
+    folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its name, or a folder of runs.")],
+    as_json: AsJson = False,
+) -> None:
+    """Fit a temperature on validation images: NLL and ECE after it, of networks that were finished without."""
+    from distill.stages.calibrate import calibrate as measure
+
+    with _console(False, as_json) as listener:
+        found = measure(found_folder(folder), listener)
+    if as_json:
+        print_json({"networks": [each.record() for each in found]})
+    else:
+        from distill.report.console import console, print_scaling
+
+        print_scaling(console(), [each.record() for each in found])
+
+
 @app.command("list")
 def list_(
     kind: Annotated[Literal["models", "losses", "labels", "data", "fields"], typer.Argument(help="What to list.")],

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -27,6 +28,9 @@ _CAPTION = (
     "learned, or, where nobody knows, that moved."
 )
 
+_SCALED = (
+    "Test part, last epoch. Scaled: logits divided by the temperature, which makes the validation images' NLL least."
+)
 _MASS = "Mass: mean probability that labels given as the first class have learned for the second."
 _SUSPECTED = "Suspected: images given as the first whose likeliest class is the second."
 _CONFIDENCE = "Confidence: probability of the learned class. Keeps: what the given class keeps."
@@ -72,6 +76,18 @@ def print_comparison(
     if not comparison.recipe.compare.students:
         next_command = f"distill export --teacher {example}"
     _next(console, [next_command, f"distill verify {example}"])
+
+
+def print_scaling(console: Console, networks: Sequence[Mapping[str, Any]]) -> None:
+    """Temperature, NLL and ECE before and after it, a line for each network."""
+    table = Table("run", "temperature", "NLL", "scaled", "ECE %", "scaled", caption=_SCALED, caption_justify="left")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for found in networks:
+        nll = [f"{found[name]:.3f}" if name in found else "-" for name in ("test_nll", "test_nll_scaled")]
+        ece = [_percent(found, name) for name in ("test_ece", "test_ece_scaled")]
+        table.add_row(_name(found["run"]), f"{found['scaling_temperature']:.3f}", *nll, *ece)
+    console.print(table)
 
 
 def print_labels(console: Console, report: LabelReport) -> None:

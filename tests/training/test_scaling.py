@@ -30,15 +30,15 @@ def nll(logits: Tensor, targets: Tensor, temperature: float) -> float:
     return total / len(targets)
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 10**6), scale=st.floats(0.3, 30), count=st.integers(20, 300))
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), scale=st.floats(0.3, 30), count=st.integers(20, 150))
 def test_no_other_temperature_is_better(seed: int, scale: float, count: int) -> None:
     logits, targets = drawn(seed, count, scale=scale)
     if bool((logits.argmax(1) == targets).all()):
         return
     found = fit_temperature(logits, targets)
     least = nll(logits, targets, found)
-    for other in np.geomspace(*BOUNDS, 60):
+    for other in np.geomspace(*BOUNDS, 15):
         assert least <= nll(logits, targets, float(other)) * (1 + 1e-5)  # at a bound, the search ends just before it
 
 

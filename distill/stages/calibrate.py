@@ -1,0 +1,132 @@
+"""`distill calibrate`: temperature scaling of networks that were finished before it was measured of every network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.data.loader import ImageData, open_data
+from distill.errors import RunError, UserError
+from distill.models import zoo
+from distill.report.runs import RECORD, Run, locked, open_run
+from distill.stages.common import after_scaling, as_teacher_sees, evaluator, model_spec
+from distill.store.atomic import sha256_of
+from distill.store.checkpoint import load_weights
+from distill.training.device import prepare_device
+from distill.training.events import Listener, Notice, files_read
+
+_WEIGHTS = ("last.safetensors", "model.safetensors")  # of the last epoch: the first of them that there is
+# What the recorded scores may differ by when they are made again: another machine adds in another order.
+_ACCURACY, _NLL = 0.002, 0.01
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A network of the last epoch before and after temperature scaling."""
+
+    run: Path
+    metrics: Mapping[str, float]
+
+    def record(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {"run": str(self.run), **self.metrics}
+
+
+def calibrate(folder: Path, listener: Listener) -> list[Calibrated]:
+    """Fits a temperature for each finished network in a folder and records it, where that was not done before.
+
+    Args:
+        folder: a run, whose students are looked at too, or a folder of runs, such as a comparison's.
+        listener: told of each network that is measured.
+
+    Raises:
+        RunError: no finished network is there, or some could not be measured; the others are by then.
+    """
+    found: list[Calibrated] = []
+    problems: list[str] = []
+    runs = sorted(record.parent for record in folder.rglob(RECORD)) if folder.is_dir() else []
+    for run in runs:
+        try:
+            found += _of_run(run, listener)
+        except UserError as error:
+            problems.append(" -> ".join(part for part in (error.message, error.cure) if part))
+    if not found and not problems:
+        raise RunError(f"{folder}: no finished teacher or student in it", cure="name a run or a folder of runs.")
+    if problems:
+        raise RunError("\n".join(problems), cure=f"{len(found)} others have their temperature.")
+    return found
+
+
+def _of_run(folder: Path, listener: Listener) -> Iterator[Calibrated]:
+    """None where the network is not finished: an interrupted run is no mistake."""
+    run = open_run(folder)
+    stage = run.record.kind
+    if stage not in run.record.stages:
+        return
+    if "scaling_temperature" not in run.metrics(stage):
+        with locked(folder):
+            run.add_metrics(stage, _measured(run, listener))
+        listener(Notice(f"{folder}: temperature {run.metrics(stage)['scaling_temperature']:.3f}"))
+    names = ("scaling_temperature", "test_nll", "test_nll_scaled", "test_ece", "test_ece_scaled")
+    yield Calibrated(folder, {name: value for name in names if (value := run.metrics(stage).get(name)) is not None})
+
+
+def _measured(run: Run, listener: Listener) -> dict[str, float]:
+    """The scores after scaling, once those before came out as they were recorded."""
+    recipe, stage = run.recipe, run.record.kind
+    weights = _weights(run)
+    device = prepare_device(recipe)
+    data = open_data(recipe, progress=files_read(listener))
+    seen = as_teacher_sees(data, recipe) if stage == "teacher" else data
+    if not seen.splits.validation.numel():
+        raise RunError(
+            f"{run.folder}: has no validation images, which a temperature is fitted on",
+            cure="train with data.validation above 0.",
+        )
+    model = zoo.create(model_spec(recipe.teacher if stage == "teacher" else recipe.student, seen, stage))
+    load_weights(weights, model)
+    model = model.to(device).eval()
+    _refuse_others(run, model, seen, device)
+    return after_scaling(model, seen, device, recipe.export.batch_size)
+
+
+def _weights(run: Run) -> Path:
+    """The last epoch's weights.
+
+    Raises:
+        RunError: they are not what the stage wrote.
+    """
+    files = run.record.stages[run.record.kind].files
+    name = next((name for name in _WEIGHTS if name in files), _WEIGHTS[-1])
+    path = run.folder / name
+    if not path.is_file() or sha256_of(path) != files.get(name):
+        reason = "sha256 differs from what was written" if path.is_file() else "missing"
+        raise RunError(f"{path}: {reason}", cure="restore the file, or train again.")
+    return path
+
+
+def _refuse_others(run: Run, model: nn.Module, data: ImageData, device: torch.device) -> None:
+    """That the data are those of the training: its scores have to come again.
+
+    Raises:
+        RunError: they do not.
+    """
+    judge, recorded = evaluator(data, device, run.recipe.export.batch_size), run.metrics(run.record.kind)
+    for part in ("validation", "test"):
+        again = judge(model, part).named(part)
+        accuracy, nll = f"{part}_accuracy", f"{part}_nll"
+        if accuracy not in recorded:
+            continue
+        nearly = math.isclose(again[nll], recorded[nll], rel_tol=_NLL, abs_tol=_NLL)
+        if abs(again[accuracy] - recorded[accuracy]) > _ACCURACY or not nearly:
+            raise RunError(
+                f"{run.folder}: {part} accuracy is {again[accuracy]:.4f} and NLL {again[nll]:.4f}, recorded are "
+                f"{recorded[accuracy]:.4f} and {recorded[nll]:.4f}",
+                cure="the data are not those that it was trained with: put back what was changed.",
+            )
