@@ -18,6 +18,7 @@ from distill.report.verdicts import untold, verdict
 
 Network: TypeAlias = Literal["teacher", "student"]
 JUDGED = ("test_accuracy", "best_test_accuracy", "test_nll", "test_ece")  # what pairs are compared in
+SCALED = ("test_nll_scaled", "test_ece_scaled")  # and in these, where any network has them: earlier versions had not
 MAIN = "test_accuracy"  # what verdicts are about: of the last epoch
 
 
@@ -117,6 +118,11 @@ class Comparison:
         """Of the program that trained the cells; several, where it was changed in between."""
         return ", ".join(sorted({r.provenance["commit"] for r in self.results if r.provenance})) or "unknown"
 
+    @cached_property
+    def judged(self) -> tuple[str, ...]:
+        """The metrics that pairs are compared in."""
+        return (*JUDGED, *(name for name in SCALED if any(name in result.metrics for result in self.results)))
+
     @property
     def seeds(self) -> tuple[int, ...]:
         """In the order of the recipe."""
@@ -195,7 +201,7 @@ class Comparison:
         """The pairs that `compare.pairs` asks for, with Holm's correction, metric by metric; then the controls."""
         found: list[Difference] = []
         for network in self.networks:
-            for metric in JUDGED:
+            for metric in self.judged:
                 found += self._family(network, metric)
                 found += self._controls(network, metric)
         return tuple(found)

@@ -8,6 +8,7 @@ from distill.recipe.grid import UNTRAINED
 from distill.report.comparison import MAIN, Comparison, Row
 from distill.report.comparison_table import (
     ANSWERS_CAPTION,
+    CALIBRATED_CAPTION,
     COLUMNS,
     LABELS,
     Column,
@@ -20,6 +21,8 @@ from distill.report.comparison_table import (
     headers,
     lines,
     mean_of,
+    scaled_headers,
+    scaled_lines,
     seeds_of,
     unfinished_line,
 )
@@ -35,6 +38,7 @@ def markdown(comparison: Comparison) -> str:
         f"{caption(comparison)} Program: commit {comparison.commit}. {_machines(comparison)}".rstrip(),
         _bullets("Verdicts", comparison.verdicts()),
         _gains(comparison),
+        _scaled(comparison),
         _labels(comparison),
         _answers(comparison),
         _grid(comparison),
@@ -59,6 +63,13 @@ def _gains(comparison: Comparison) -> str:
 
     text = f"## Less {name}\n\nPaired by seed, with 95 % intervals (Student's t). NLL and ECE are better where lower."
     return f"{text}\n\n{_markdown(head, rows(), 2)}" if any(rows()) else ""
+
+
+def _scaled(comparison: Comparison) -> str:
+    """How good probabilities are once they are as sure as they are right; "" where no temperature is known."""
+    rows = list(scaled_lines(comparison))
+    text = f"## After temperature scaling\n\n{CALIBRATED_CAPTION}"
+    return f"{text}\n\n{_markdown(scaled_headers(comparison), iter(rows), 2)}" if rows else ""
 
 
 def _labels(comparison: Comparison) -> str:

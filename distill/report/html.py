@@ -25,7 +25,7 @@ from distill.report.page.markup import Child, Markup, el, sentences
 from distill.report.page.provenance import again, provenance
 from distill.report.page.reliability import reliability
 from distill.report.page.seeds import seeds
-from distill.report.page.table import grid_table, main_table
+from distill.report.page.table import grid_table, main_table, scaled_table
 from distill.report.page.temperatures import temperatures
 from distill.report.page.verdicts import verdicts
 
@@ -149,8 +149,10 @@ def _calibration(comparison: Comparison, folder: Path) -> Markup:
         f"{row.name}, {row.network}: its runs have no reliability.json." for row in without_bins(comparison, found)
     ]
     if chart is None:
-        return el("div", el("p", _NO_BINS, class_="quiet"), sentences(_here(problems, folder)))
-    return el("div", chart, sentences([*lacking, *_here(problems, folder)]))
+        told = el("p", _NO_BINS, class_="quiet"), sentences(_here(problems, folder))
+    else:
+        told = chart, sentences([*lacking, *_here(problems, folder)])
+    return el("div", *told, scaled_table(comparison))
 
 
 def _labels(comparison: Comparison, folder: Path) -> Markup:

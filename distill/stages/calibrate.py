@@ -59,7 +59,8 @@ def calibrate(folder: Path, listener: Listener) -> list[Calibrated]:
     if not found and not problems:
         raise RunError(f"{folder}: no finished teacher or student in it", cure="name a run or a folder of runs.")
     if problems:
-        raise RunError("\n".join(problems), cure=f"{len(found)} others have their temperature.")
+        whole = len(found) + len(problems)
+        raise RunError("\n".join(problems), cure=f"mend these; {len(found)} of {whole} have their temperature.")
     return found
 
 

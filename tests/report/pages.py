@@ -51,6 +51,9 @@ def metrics(cell: Cell) -> Mapping[str, float]:
         "validation_accuracy": accuracy + float(source.normal(0, 0.002)),
         "test_nll": 0.4 - _GAIN.get(cell.arm, 0.0),
         "test_ece": 0.03,
+        "scaling_temperature": 0.71,
+        "test_nll_scaled": 0.36 - _GAIN.get(cell.arm, 0.0),
+        "test_ece_scaled": 0.012,
     }
 
 

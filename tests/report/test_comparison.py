@@ -13,10 +13,11 @@ import pytest
 from distill.errors import RunError
 from distill.recipe.grid import Cell, grid
 from distill.recipe.load import parse_recipe
-from distill.report.comparison import Choice, Comparison
+from distill.report.comparison import JUDGED, Choice, Comparison
 from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
 from distill.report.comparison_markdown import markdown
 from distill.report.comparison_table import csv_text
+from distill.report.html import page
 from distill.report.page.forest import forest
 from distill.report.results import CELLS, CellResult, read_result, write_failed
 from distill.report.stats import paired
@@ -377,3 +378,32 @@ def test_gains_are_in_every_metric_and_over_the_best_epoch() -> None:
     assert cells[3:6] == ["+0.0 (0.0 to 0.0)", "-0.100 (-0.100 to -0.100)", "+0.0 (0.0 to 0.0)"]
     assert cells[6].startswith("+9.0 (")
     assert "| instance | 70.0 ± 0.0 | 100.0 ± 0.0 | 30.0 ± 0.0 | 90.0 ± 0.0 | 80.0 ± 0.0 |" in text
+
+
+def test_probabilities_are_compared_after_temperature_scaling_where_temperatures_are_known() -> None:
+    def metrics(cell: Cell) -> Mapping[str, float]:
+        nll = 0.4 - (0.02 + 0.001 * cell.seed if cell.arm == "instance" else 0.0)
+        return METRICS | {"scaling_temperature": 0.7, "test_nll_scaled": nll, "test_ece_scaled": 0.015}
+
+    found, without = made(SEEDS, metrics=metrics), made(SEEDS)
+    text = markdown(found)
+    assert "## After temperature scaling" in text
+    line = next(
+        line
+        for line in text.partition("## After temperature")[2].splitlines()
+        if line.startswith("| instance | teacher")
+    )
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[2:5] == ["0.70 ± 0.00", "0.378 ± 0.002", "1.5 ± 0.0"]
+    assert cells[5:] == ["-0.022 (-0.024 to -0.020)", "+0.0 (0.0 to 0.0)"]
+    scaled = [d for d in found.differences if d.metric == "test_nll_scaled"]
+    assert [(d.network, d.first, d.second) for d in scaled] == [
+        ("teacher", "instance", "onehot"), ("student", "instance", "onehot")
+    ]  # fmt: skip
+    assert "After temperature scaling" in page(found, Path("none"))
+    for written in (markdown(without), page(without, Path("none"))):
+        assert "temperature scaling" not in written
+    assert {d.metric for d in without.differences} == set(JUDGED)
+    row = next(line for line in csv.DictReader(io.StringIO(csv_text(found))) if line["labels"] == "instance")
+    assert float(row["test_nll_scaled_less_reference_mean"]) == pytest.approx(-0.022)
+    assert float(row["scaling_temperature_mean"]) == pytest.approx(0.7)

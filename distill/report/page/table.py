@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 from distill.recipe.grid import UNTRAINED
 from distill.report.comparison import MAIN, Comparison
-from distill.report.comparison_table import caption, choice_cells, choice_headers, headers, lines
+from distill.report.comparison_table import (
+    CALIBRATED_CAPTION,
+    caption,
+    choice_cells,
+    choice_headers,
+    headers,
+    lines,
+    scaled_headers,
+    scaled_lines,
+)
 from distill.report.page.markup import Child, Markup, el
 from distill.report.page.numbers import SIGNS, number, summarised, with_half
 from distill.report.page.verdicts import judge
@@ -35,6 +44,16 @@ def main_table(comparison: Comparison) -> Markup:
             shown[_LESS] = [el("span", SIGNS[sign], class_=f"sign {sign}"), " ", number(cells[_LESS])]
         bodies[-1].append(table_row(head, shown, cells, words=_WORDS))
     return table(head, bodies, words=_WORDS, caption=caption(comparison).replace("->", "→"), class_="main")
+
+
+def scaled_table(comparison: Comparison) -> Markup | None:
+    """Each network after temperature scaling; None where no temperature is known."""
+    head, rows = scaled_headers(comparison), list(scaled_lines(comparison))
+    if not rows:
+        return None
+    body = [table_row(head, [*cells[:_WORDS], *map(number, cells[_WORDS:])], cells, words=_WORDS) for cells in rows]
+    title = el("h3", "After temperature scaling")
+    return el("div", title, table(head, [body], words=_WORDS, caption=CALIBRATED_CAPTION))
 
 
 def grid_table(comparison: Comparison) -> Markup:
