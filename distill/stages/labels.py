@@ -68,6 +68,8 @@ def look_at_labels(
     if labels is None:
         raise no_learned_labels(run)
     folder = _place(run, out)
+    # First, as it may be refused: then nothing has been written.
+    relation = None if against is None else relate(run, recipe, against, listener, folder)
     seen = label_rows(run, recipe, labels, listener)
     judged = _judged(run, seen)
     pairs = confused_pairs(_means(seen, labels.averaged), seen.rows, max(top, _CLASSES**2))
@@ -95,7 +97,7 @@ def look_at_labels(
         judged=judged,
         files={name: str(path) for name, path in files.items()},
         notes=tuple(notes),
-        relation=None if against is None else relate(run, recipe, against, listener, folder),
+        relation=relation,
     )
 
 

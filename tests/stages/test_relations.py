@@ -57,3 +57,4 @@ def test_a_network_of_the_same_seed_is_not_independent(tiny) -> None:
     with pytest.raises(RunError, match="so it is not independent") as caught:
         look_at_labels(run, recipe, ignore, against=other)
     assert "seed=1" in caught.value.cure
+    assert not list((run.folder / "figures").iterdir())  # refused before anything is drawn
