@@ -58,10 +58,17 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "meta_loss_q": 0.7,
         "freeze_patience": 2,
         "pulls": {"posterior": 1.0, "learn_confusions": True},
-    }
+    },
+    "trusted": {
+        "parametrisation": "fixed-mass",
+        "true_class_mass": 0.9,
+        "meta_gradient_mean": 0.95,
+        "step": 3.0,
+        "pulls": {"answers": 3.0},
+    },
 }
 """What `settings` stands for: learned labels where given ones may be wrong, by recipes/labels/search_defaults.toml and
-search_robust.toml."""
+search_robust.toml, and where they are right, by search_clean_10000.toml."""
 
 _ROWS = frozenset({"warmup_epochs", "freeze_epochs", "average_epochs"})
 _READS: dict[str, frozenset[str]] = {
@@ -171,10 +178,10 @@ class LabelsRecipe(Table):
     rule: LabelRule = Field(
         default="onehot", description="What the teacher is trained on; `distill list labels` says more."
     )
-    settings: Literal["robust"] | None = Field(
+    settings: Literal["robust", "trusted"] | None = Field(
         default=None,
-        description="Learned: a word for several fields, where labels may be wrong; what is given beside it wins. "
-        "Without it: the paper's method.",
+        description="Learned: a word for several fields, for labels that may be wrong or are right; what is given "
+        "beside it wins. Without it: the paper's method.",
     )
     smoothing: float = Field(
         default=0.1, ge=0, lt=1, description="Smoothing eps: eps/C goes to every class, as in timm."

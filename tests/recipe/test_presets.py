@@ -20,20 +20,21 @@ def read(text: str, *overrides: str) -> LabelsRecipe:
     return parse_recipe(text, "r.toml", overrides).teacher.labels
 
 
-def spelled(recipe: Recipe) -> Recipe:
+def spelled(recipe: Recipe, word: str) -> Recipe:
     """The same by assignments, field by field."""
-    fields = dict(SETTINGS["robust"])
+    fields = dict(SETTINGS[word])
     pulls = fields.pop("pulls")
     given = [f"teacher.labels.{name}={value}" for name, value in fields.items()]
     return override(recipe, [*given, *(f"teacher.labels.pulls.{k}={str(v).lower()}" for k, v in pulls.items())])
 
 
-def test_the_word_is_its_fields() -> None:
-    word, plain = parse_recipe(ROBUST, "r.toml"), parse_recipe(PLAIN, "r.toml")
-    assert word == spelled(plain) != plain
-    assert teacher_digest(word) == teacher_digest(spelled(plain))
-    assert override(plain, ["teacher.labels.settings=robust"]) == word
-    assert parse_recipe(PLAIN, "r.toml", ["teacher.labels.settings=robust"]) == word
+@pytest.mark.parametrize("said", SETTINGS)
+def test_the_word_is_its_fields(said: str) -> None:
+    word, plain = parse_recipe(f'{PLAIN}settings = "{said}"\n', "r.toml"), parse_recipe(PLAIN, "r.toml")
+    assert word == spelled(plain, said) != plain
+    assert teacher_digest(word) == teacher_digest(spelled(plain, said))
+    assert override(plain, [f"teacher.labels.settings={said}"]) == word
+    assert parse_recipe(PLAIN, "r.toml", [f"teacher.labels.settings={said}"]) == word
     assert word.teacher.labels.settings is None
     assert "settings" not in dump_recipe(word)
     assert parse_recipe(dump_recipe(word), "r.toml") == word
@@ -71,7 +72,7 @@ def test_it_is_said_in_an_arm() -> None:
 
 def test_words_that_stand_for_nothing_are_told() -> None:
     for text in (PLAIN + 'settings = "sturdy"', PLAIN + "settings = 3"):
-        with pytest.raises(RecipeError, match=r'\[teacher.labels\] settings: found .*, expected "robust"'):
+        with pytest.raises(RecipeError, match=r'\[teacher.labels\] settings: found .*, expected "robust" or "trusted"'):
             parse_recipe(text, "r.toml")
     with pytest.raises(RecipeError, match="pulls"):
         parse_recipe(ROBUST + "pulls = 3", "r.toml")
