@@ -271,7 +271,7 @@ def calibrate(
     folder: Annotated[str, typer.Argument(metavar="RUN", help="A run folder or its name, or a folder of runs.")],
     as_json: AsJson = False,
 ) -> None:
-    """Fit a temperature on validation images: NLL and ECE after it, of networks that were finished without."""
+    """NLL and ECE after temperature scaling, of teachers and students; fitted where a run was finished without."""
     from distill.stages.calibrate import calibrate as measure
 
     with _console(False, as_json) as listener:

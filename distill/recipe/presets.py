@@ -28,7 +28,36 @@ def spell_out(raw: dict[str, Any], *, assigned: Collection[tuple[str | int, ...]
     word = labels.get(SETTINGS_FIELD[-1]) if isinstance(labels, dict) else None
     if isinstance(word, str) and word in SETTINGS:
         del labels[SETTINGS_FIELD[-1]]
+        if assigned is not None:
+            for other in SETTINGS.keys() - {word}:
+                _take_back(labels, _leaves(SETTINGS[other]), assigned)
         _put(labels, SETTINGS[word], SETTINGS_FIELD[:-1], assigned)
+
+
+def _leaves(values: Mapping[str, Any], place: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """A word's fields by their places below the labels."""
+    found: dict[tuple[str, ...], Any] = {}
+    for name, value in values.items():
+        found |= _leaves(value, (*place, name)) if isinstance(value, Mapping) else {(*place, name): value}
+    return found
+
+
+def _take_back(
+    labels: dict[str, Any], word: Mapping[tuple[str, ...], Any], assigned: Collection[tuple[str | int, ...]]
+) -> None:
+    """Takes another word's fields out, as if it had not been said: two words are no third one.
+
+    What is written down are its fields, so that it was said is told by more than half of them being as it has them.
+    """
+    said = []
+    for place, value in word.items():
+        table: Any = labels if len(place) == 1 else labels.get(place[0])
+        if isinstance(table, dict) and table.get(place[-1]) == value:
+            said.append((place, table))
+    if 2 * len(said) > len(word):
+        for place, table in said:
+            if (*SETTINGS_FIELD[:-1], *place) not in assigned:
+                del table[place[-1]]
 
 
 def _put(

@@ -97,6 +97,8 @@ def _merged(one: Recipe, other: Recipe, place: str) -> Recipe:
     first, second = one.compare, other.compare
     if first.first != second.first:
         changed.append(f"compare.reference: {first.first} -> {second.first}")
+    if first.pairs != second.pairs:
+        changed.append(f"compare.pairs: {first.pairs} -> {second.pairs}")
     for name in ("temperatures", "weights") if first.students and second.students else ():
         # Together every cell would have one, and the results of the part without would have no place.
         one_has, other_has = list(getattr(first, name)), list(getattr(second, name))

@@ -39,10 +39,10 @@ CALIBRATED = (
     Column("ECE %", "test_ece_scaled", 100, 1),
 )
 CALIBRATED_CAPTION = (
-    "Test part, last epoch, logits divided by the one temperature that makes the NLL of the validation images "
-    "least (arXiv 1706.04599). Soft labels leave a network less sure than it is right; so little mends "
-    "that, and accuracy stays. Means and halves of 95 % intervals; differences paired by seed, with 95 % intervals "
-    "(Student's t), better where lower."
+    "Test part, last epoch, logits divided by the one temperature that makes the NLL of the validation images least "
+    "(arXiv 1706.04599). A network that learned from soft labels is less sure than it is right, one that learned wrong "
+    "labels by heart surer; so little mends that, and accuracy stays. Seeds: those with a temperature. Means, with "
+    "several seeds halves of 95 % intervals; differences paired by seed (Student's t), better where lower."
 )
 TAUGHT = (Column("agreement %", "agreement", 100, 1), Column("KL to teacher", "teacher_kl", 1, 3))
 LABELS = ("given_right", "labels_right", "labels_moved", "suspects_precision", "suspects_recall")
@@ -113,17 +113,18 @@ def answer_lines(comparison: Comparison) -> Iterator[list[str]]:
 def scaled_headers(comparison: Comparison) -> list[str]:
     """Of the table of scores after temperature scaling."""
     less = [f"{column.header} less {comparison.reference}" for column in CALIBRATED[1:]]
-    return ["labels", "network", *(column.header for column in CALIBRATED), *less]
+    return ["labels", "network", "seeds", *(column.header for column in CALIBRATED), *less]
 
 
 def scaled_lines(comparison: Comparison) -> Iterator[list[str]]:
     """A line for each network that a temperature was fitted for."""
     for row in comparison.rows:
-        if row.values(CALIBRATED[0].metric):
+        if count := len(row.values(CALIBRATED[0].metric)):
+            seeds = str(count) if count == row.planned else f"{count} of {row.planned}"
             name = f"{row.name} (control)" if row.control else row.name
             own = [mean_of(row, column) for column in CALIBRATED]
             less = [gain(comparison.against_reference(row, column.metric), column) for column in CALIBRATED[1:]]
-            yield [name, row.network, *own, *less]
+            yield [name, row.network, seeds, *own, *less]
 
 
 def caption(comparison: Comparison) -> str:

@@ -20,10 +20,11 @@ from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights
 from distill.training.device import prepare_device
 from distill.training.events import Listener, Notice, files_read
+from distill.training.scaling import LEAST_WRONG
 
 _WEIGHTS = ("last.safetensors", "model.safetensors")  # of the last epoch: the first of them that there is
-# What the recorded scores may differ by when they are made again: another machine adds in another order.
-_ACCURACY, _NLL = 0.002, 0.01
+# What the recorded scores may differ by when they are made again, as another machine adds in another order.
+_ACCURACY, _NLL, _IMAGES = 0.002, 0.01, 1.5
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,16 @@ def calibrate(folder: Path, listener: Listener) -> list[Calibrated]:
     """
     found: list[Calibrated] = []
     problems: list[str] = []
-    runs = sorted(record.parent for record in folder.rglob(RECORD)) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder", cure="name a run or a folder of runs.")
+    runs = sorted(record.parent for record in folder.rglob(RECORD))
     for run in runs:
         try:
             found += _of_run(run, listener)
         except UserError as error:
             problems.append(" -> ".join(part for part in (error.message, error.cure) if part))
     if not found and not problems:
-        raise RunError(f"{folder}: no finished teacher or student in it", cure="name a run or a folder of runs.")
+        raise RunError(f"{folder}: no finished network that has a temperature", cure="name a run or a folder of runs.")
     if problems:
         whole = len(found) + len(problems)
         raise RunError("\n".join(problems), cure=f"mend these; {len(found)} of {whole} have their temperature.")
@@ -65,31 +68,32 @@ def calibrate(folder: Path, listener: Listener) -> list[Calibrated]:
 
 
 def _of_run(folder: Path, listener: Listener) -> Iterator[Calibrated]:
-    """None where the network is not finished: an interrupted run is no mistake."""
+    """None where the network is not finished, or nothing can be fitted: neither is a mistake."""
     run = open_run(folder)
     stage = run.record.kind
     if stage not in run.record.stages:
         return
     if "scaling_temperature" not in run.metrics(stage):
         with locked(folder):
-            run.add_metrics(stage, _measured(run, listener))
-        listener(Notice(f"{folder}: temperature {run.metrics(stage)['scaling_temperature']:.3f}"))
+            run = open_run(folder)  # as it is now that nobody else writes it
+            measured = _measured(run, listener)
+            if not measured:
+                wrong = f"fewer than {LEAST_WRONG} of its validation images are answered wrongly"
+                listener(Notice(f"{folder}: no temperature: {wrong}, too few to fit one on"))
+                return
+            run.add_metrics(stage, measured)
+        listener(Notice(f"{folder}: temperature {measured['scaling_temperature']:.3f}"))
     names = ("scaling_temperature", "test_nll", "test_nll_scaled", "test_ece", "test_ece_scaled")
     yield Calibrated(folder, {name: value for name in names if (value := run.metrics(stage).get(name)) is not None})
 
 
 def _measured(run: Run, listener: Listener) -> dict[str, float]:
-    """The scores after scaling, once those before came out as they were recorded."""
+    """The scores after scaling, once those before came out as they were recorded; none where nothing can be fitted."""
     recipe, stage = run.recipe, run.record.kind
     weights = _weights(run)
     device = prepare_device(recipe)
     data = open_data(recipe, progress=files_read(listener))
     seen = as_teacher_sees(data, recipe) if stage == "teacher" else data
-    if not seen.splits.validation.numel():
-        raise RunError(
-            f"{run.folder}: has no validation images, which a temperature is fitted on",
-            cure="train with data.validation above 0.",
-        )
     model = zoo.create(model_spec(recipe.teacher if stage == "teacher" else recipe.student, seen, stage))
     load_weights(weights, model)
     model = model.to(device).eval()
@@ -120,14 +124,16 @@ def _refuse_others(run: Run, model: nn.Module, data: ImageData, device: torch.de
     """
     judge, recorded = evaluator(data, device, run.recipe.export.batch_size), run.metrics(run.record.kind)
     for part in ("validation", "test"):
-        again = judge(model, part).named(part)
+        scores = judge(model, part)
+        again = scores.named(part)
         accuracy, nll = f"{part}_accuracy", f"{part}_nll"
         if accuracy not in recorded:
             continue
         nearly = math.isclose(again[nll], recorded[nll], rel_tol=_NLL, abs_tol=_NLL)
-        if abs(again[accuracy] - recorded[accuracy]) > _ACCURACY or not nearly:
+        most = max(_ACCURACY, _IMAGES / max(1, scores.count))
+        if abs(again[accuracy] - recorded[accuracy]) > most or not nearly:
             raise RunError(
                 f"{run.folder}: {part} accuracy is {again[accuracy]:.4f} and NLL {again[nll]:.4f}, recorded are "
                 f"{recorded[accuracy]:.4f} and {recorded[nll]:.4f}",
-                cure="the data are not those that it was trained with: put back what was changed.",
+                cure="its data or its recipe.toml are not those that it was trained with: put back what was changed.",
             )

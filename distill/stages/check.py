@@ -90,7 +90,7 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
         if ignored := data.source.ignored:
             kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in ignored.items())
             report.notes.append(f"[data] root: files that are not taken for images: {kinds}")
-        report.notes += (*_colourless(recipe, data), *_judges(recipe, data))
+        report.notes += (*_colourless(recipe, data), *_judges(recipe, data), *_kept(recipe, data))
     count = "the whole orbit" if recipe.views.count == "orbit" else f"{recipe.views.count}"
     report.plan["views"] = {"made of": in_words(recipe.views), "stored": count}
     if shape is not None:
@@ -224,6 +224,14 @@ def _judges(recipe: Recipe, data: ImageData) -> Iterator[str]:
         if without:
             found = f"found {meta.numel()} images to judge the labels"
             yield f"[data] meta: {found}, and {without} of {data.num_classes} classes have none among them"
+
+
+def _kept(recipe: Recipe, data: ImageData) -> Iterator[str]:
+    """Wrong labels that cannot leave their class."""
+    labels, wrong = recipe.teacher.labels, int(data.labels.is_noisy[data.splits.train].sum())
+    if labels.rule in LEARNED_RULES and labels.parametrisation == "fixed-mass" and wrong and recipe.data.truth_known:
+        kept = f"the given class keeps a probability of {labels.true_class_mass:g}"
+        yield f"[teacher.labels] parametrisation: {kept}, so that none of {wrong} wrong labels is corrected"
 
 
 def _lowered(recipe: Recipe, table: str, stage: StageRecipe, data: ImageData) -> Iterator[str]:

@@ -19,22 +19,19 @@ from distill.training.evaluate import evaluate
 
 SCALED = "scaled"  # ends the names of metrics
 BOUNDS = (0.05, 20.0)  # of the temperature
+LEAST_WRONG = 10  # validation images that have to be answered wrongly: of fewer it says nothing, of none it would be 0
 _ROWS = 8192  # whose logits are in float64 at a time
 _PRECISION = 1e-5  # of the temperature's logarithm
 
 
 def fit_temperature(logits: Tensor, targets: Tensor) -> float:
-    """The T that makes the mean negative log-likelihood of softmax(logits / T) least; it has one minimum.
-
-    Where every row is right there is none: the surer the better. The temperature is then 1, as it is of no row at all.
+    """The T within `BOUNDS` that makes the mean negative log-likelihood of softmax(logits / T) least.
 
     Args:
         logits: [N, C], finite.
-        targets: int64 [N].
+        targets: int64 [N], N at least 1.
     """
     logits, targets = logits.cpu(), targets.cpu()
-    if bool((logits.argmax(dim=-1) == targets).all()):
-        return 1.0
 
     def nll(log_temperature: float) -> float:
         scale = math.exp(-log_temperature)
@@ -54,15 +51,19 @@ def scaled_scores(
 
     Args:
         model: images [B, ch, H, W] -> logits [B, C]; judged in eval mode and put back to its own.
-        validation: un-augmented images with their source indices; there is at least one.
+        validation: un-augmented images with their source indices.
         chosen_by: int64 [N] by source index: the labels that validation goes by.
         test: likewise.
         reported_by: int64 [N]: those that the test part is scored by.
 
     Returns:
-        `scaling_temperature`, and `test_nll_scaled` and `test_ece_scaled` where there are test images.
+        `scaling_temperature`, and `test_nll_scaled` and `test_ece_scaled` where there are test images; nothing where
+        fewer than `LEAST_WRONG` validation images are answered wrongly.
     """
-    temperature = fit_temperature(*_answers(model, validation, chosen_by))
+    logits, targets = _answers(model, validation, chosen_by)
+    if int((logits.argmax(dim=-1) != targets).sum()) < LEAST_WRONG:
+        return {}
+    temperature = fit_temperature(logits, targets)
     scores = evaluate(model, test, reported_by, temperature=temperature)
     found = {"scaling_temperature": temperature}
     if scores.count:

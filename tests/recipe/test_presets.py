@@ -58,6 +58,25 @@ def test_what_is_given_beside_it_wins() -> None:
     assert (pulls.posterior, pulls.learn_confusions) == (20, True)
 
 
+@pytest.mark.parametrize(("first", "then"), [("robust", "trusted"), ("trusted", "robust")])
+def test_of_two_words_the_later_one_is_said(first: str, then: str) -> None:
+    text, assigned = f'{PLAIN}settings = "{first}"\n', f"teacher.labels.settings={then}"
+    alone = read(f'{PLAIN}settings = "{then}"\n')
+    assert read(text, assigned) == alone
+    assert override(parse_recipe(text, "r.toml"), [assigned]).teacher.labels == alone
+    arms = f'[compare]\nstudents = false\n[compare.arms]\na = []\nb = ["{assigned}"]'
+    assert grid(parse_recipe(text + arms, "r.toml"))[1].recipe.teacher.labels == alone
+    # what is given beside the first stays, as it would without it, and what is assigned beside the second wins
+    beside = read(text + "warmup_epochs = 3\nmeta_gradient_mean = 0.5", assigned, "teacher.labels.answer_entropy=0.2")
+    expected = {"warmup_epochs": 3, "answer_entropy": 0.2}
+    assert beside == alone.model_copy(update=expected)
+
+
+def test_fields_of_a_word_that_was_not_said_stay() -> None:
+    found = read(PLAIN + "step = 3.0\ntrue_class_mass = 0.9", "teacher.labels.settings=robust")
+    assert (found.step, found.true_class_mass) == (3.0, 0.9)
+
+
 def test_a_word_is_not_taken_back() -> None:
     for text in (PLAIN, ROBUST):
         with pytest.raises(RecipeError, match=r"settings=none: .* set them one by one"):

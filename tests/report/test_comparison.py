@@ -16,7 +16,7 @@ from distill.recipe.load import parse_recipe
 from distill.report.comparison import JUDGED, Choice, Comparison
 from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
 from distill.report.comparison_markdown import markdown
-from distill.report.comparison_table import csv_text
+from distill.report.comparison_table import csv_text, scaled_lines
 from distill.report.html import page
 from distill.report.page.forest import forest
 from distill.report.results import CELLS, CellResult, read_result, write_failed
@@ -394,13 +394,15 @@ def test_probabilities_are_compared_after_temperature_scaling_where_temperatures
         if line.startswith("| instance | teacher")
     )
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[2:5] == ["0.70 ± 0.00", "0.378 ± 0.002", "1.5 ± 0.0"]
-    assert cells[5:] == ["-0.022 (-0.024 to -0.020)", "+0.0 (0.0 to 0.0)"]
+    assert cells[2:6] == ["5", "0.70 ± 0.00", "0.378 ± 0.002", "1.5 ± 0.0"]
+    assert cells[6:] == ["-0.022 (-0.024 to -0.020)", "+0.0 (0.0 to 0.0)"]
     scaled = [d for d in found.differences if d.metric == "test_nll_scaled"]
     assert [(d.network, d.first, d.second) for d in scaled] == [
         ("teacher", "instance", "onehot"), ("student", "instance", "onehot")
     ]  # fmt: skip
     assert "After temperature scaling" in page(found, Path("none"))
+    some = made(SEEDS, metrics=lambda cell: metrics(cell) if cell.seed else METRICS)  # an earlier version's
+    assert [line[2] for line in scaled_lines(some)] == ["4 of 5"] * 4
     for written in (markdown(without), page(without, Path("none"))):
         assert "temperature scaling" not in written
     assert {d.metric for d in without.differences} == set(JUDGED)

@@ -72,15 +72,24 @@ def test_an_unfinished_run_is_passed_over_and_a_folder_of_none_is_refused(
     run = train_teacher(tiny("teacher.epochs=1"), silent)
     run.forget("teacher")
     for folder in (run.folder, tmp_path / "nowhere"):
-        with pytest.raises(RunError, match="no finished teacher or student in it"):
+        with pytest.raises(RunError, match=r"no finished network that has a temperature|no such folder"):
             calibrate(folder, silent)
 
 
-def test_without_validation_images_nothing_is_fitted(tiny: Callable[..., Recipe]) -> None:
-    run = train_teacher(tiny("teacher.epochs=1", "data.validation=0"), silent)
-    assert "scaling_temperature" not in run.metrics("teacher")
-    with pytest.raises(RunError, match="has no validation images"):
-        calibrate(run.folder, silent)
+@pytest.mark.parametrize("sets", [("data.validation=0",), ("data.validation=12",)])
+def test_where_too_few_validation_images_are_answered_wrongly_nothing_is_fitted(
+    tiny: Callable[..., Recipe], sets: tuple[str, ...]
+) -> None:
+    few = train_teacher(
+        tiny("data.noise.kind=none", "data.noise.rate=0", "data.noise.redraw=all", "name=few", *sets), silent
+    )
+    assert "scaling_temperature" not in few.metrics("teacher")
+    told: list[str] = []
+    with pytest.raises(RunError, match="no finished network that has a temperature"):
+        calibrate(few.folder, lambda event: told.append(str(event)))
+    assert "fewer than 10 of its validation images are answered wrongly" in "".join(told)
+    other = train_teacher(tiny("teacher.epochs=1"), silent)  # beside others it is no failure
+    assert [each.run for each in calibrate(few.folder.parent, silent)] == [other.folder]
 
 
 def test_other_weights_and_other_data_are_refused_and_the_rest_is_measured(tiny: Callable[..., Recipe]) -> None:
@@ -92,6 +101,6 @@ def test_other_weights_and_other_data_are_refused_and_the_rest_is_measured(tiny:
     with pytest.raises(RunError) as caught:
         calibrate(runs[0].folder.parent, silent)
     assert "changed/model.safetensors: sha256 differs from what was written" in caught.value.message
-    assert "the data are not those that it was trained with" in caught.value.message
+    assert "its data or its recipe.toml are not those that it was trained with" in caught.value.message
     assert caught.value.cure == "mend these; 1 of 3 have their temperature."
     assert measured(runs[2].folder) == pytest.approx(expected, rel=1e-6)

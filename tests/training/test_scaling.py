@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distill.data.loader import Batch
 from distill.training.evaluate import evaluate
-from distill.training.scaling import BOUNDS, fit_temperature, scaled_scores
+from distill.training.scaling import BOUNDS, LEAST_WRONG, fit_temperature, scaled_scores
 
 
 def drawn(seed: int, count: int = 400, classes: int = 5, scale: float = 3.0) -> tuple[Tensor, Tensor]:
@@ -34,8 +34,6 @@ def nll(logits: Tensor, targets: Tensor, temperature: float) -> float:
 @given(seed=st.integers(0, 10**6), scale=st.floats(0.3, 30), count=st.integers(20, 150))
 def test_no_other_temperature_is_better(seed: int, scale: float, count: int) -> None:
     logits, targets = drawn(seed, count, scale=scale)
-    if bool((logits.argmax(1) == targets).all()):
-        return
     found = fit_temperature(logits, targets)
     least = nll(logits, targets, found)
     for other in np.geomspace(*BOUNDS, 15):
@@ -64,10 +62,16 @@ def test_rows_are_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fit_temperature(logits, targets) == pytest.approx(whole, rel=1e-4)
 
 
-def test_where_every_row_is_right_or_there_is_none_nothing_is_scaled() -> None:
+def test_where_hardly_a_row_is_wrong_nothing_is_scaled() -> None:
+    """One wrong image of sixty would make a temperature of .05, and none a temperature of 0."""
     logits, _ = drawn(6)
-    assert fit_temperature(logits, logits.argmax(1)) == 1.0
-    assert fit_temperature(logits[:0], torch.zeros(0, dtype=torch.int64)) == 1.0
+    logits = logits.float()
+    for wrong in (0, LEAST_WRONG - 1, LEAST_WRONG):
+        targets = logits.argmax(1)
+        targets[:wrong] = (targets[:wrong] + 1) % 5
+        found = scaled_scores(nn.Flatten(), batches(logits, 0, 100), targets, batches(logits, 0, 100), targets)
+        assert bool(found) == (wrong == LEAST_WRONG)
+    assert fit_temperature(logits, logits.argmax(1)) == pytest.approx(BOUNDS[0], rel=1e-3)
 
 
 def test_answers_that_say_nothing_are_made_as_unsure_as_is_allowed() -> None:
