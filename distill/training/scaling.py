@@ -47,7 +47,9 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 def scaled_scores(
     model: nn.Module, validation: Iterable[Batch], chosen_by: Tensor, test: Iterable[Batch], reported_by: Tensor
 ) -> dict[str, float]:
-    """Fits the temperature on validation and scores the test part with it.
+    """Fits the temperature on validation and scores the test part with it: one more pass over both.
+
+    Validation's logits are held in memory meanwhile, 4 bytes each: 50,000 images of 1,000 classes are 200 MB.
 
     Args:
         model: images [B, ch, H, W] -> logits [B, C]; judged in eval mode and put back to its own.
