@@ -85,7 +85,7 @@ def test_arms_of_teachers(arms: Callable[..., Recipe], tmp_path: Path) -> None:
     for cell in results["cells"]:
         assert {"digest", "commit", "machine", "versions", "seconds", "metrics"} <= cell.keys()
         assert "best_test_accuracy" in cell["metrics"]
-    assert len(results["differences"]) == 4 * 3
+    assert len(results["differences"]) == 6 * 3
     assert len(results["verdicts"]) == 3
     assert "| small | teacher | 2 |" in (folder / "table.md").read_text()
 
