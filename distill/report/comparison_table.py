@@ -120,11 +120,10 @@ def scaled_lines(comparison: Comparison) -> Iterator[list[str]]:
     """A line for each network that a temperature was fitted for."""
     for row in comparison.rows:
         if count := len(row.values(CALIBRATED[0].metric)):
-            seeds = str(count) if count == row.planned else f"{count} of {row.planned}"
             name = f"{row.name} (control)" if row.control else row.name
             own = [mean_of(row, column) for column in CALIBRATED]
             less = [gain(comparison.against_reference(row, column.metric), column) for column in CALIBRATED[1:]]
-            yield [name, row.network, seeds, *own, *less]
+            yield [name, row.network, _of_planned(count, row), *own, *less]
 
 
 def caption(comparison: Comparison) -> str:
@@ -224,7 +223,11 @@ def mean_of(row: Row, column: Column) -> str:
 
 def seeds_of(row: Row) -> str:
     """`5`, or `3 of 5`."""
-    return str(row.planned) if len(row.results) == row.planned else f"{len(row.results)} of {row.planned}"
+    return _of_planned(len(row.results), row)
+
+
+def _of_planned(count: int, row: Row) -> str:
+    return str(count) if count == row.planned else f"{count} of {row.planned}"
 
 
 def _labels_right(row: Row) -> str:
