@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from distill.report.fonts import legible
 from distill.report.label_report import Suspect, printable
 from distill.store.atomic import writable_folder, write_bytes
 
@@ -94,8 +95,9 @@ def save(figure: Any, path: Path) -> None:
     """Writes a PNG in one stroke; its folder is made if need be."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # A class name in a script that the font lacks is drawn as boxes; the CSV file has it in letters.
+        # A class name in a script that no font has is drawn as boxes; the CSV file has it in letters.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
-        figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+        with legible(figure):
+            figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     writable_folder(path.parent)
     write_bytes(path, buffer.getvalue())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,11 +60,24 @@ def calibrate(folder: Path, listener: Listener) -> list[Calibrated]:
         except UserError as error:
             problems.append(" -> ".join(part for part in (error.message, error.cure) if part))
     if not found and not problems:
-        raise RunError(f"{folder}: no finished network that has a temperature", cure="name a run or a folder of runs.")
+        raise _none_of(folder, runs)
     if problems:
         whole = len(found) + len(problems)
         raise RunError("\n".join(problems), cure=f"mend these; {len(found)} of {whole} have their temperature.")
     return found
+
+
+def _none_of(folder: Path, runs: Sequence[Path]) -> RunError:
+    """That none of a folder's runs has a temperature; why a finished one has not was told."""
+    if not runs:
+        return RunError(f"{folder}: no run is there", cure="name a run or a folder of runs.")
+    finished = sum(run.record.kind in run.record.stages for run in map(open_run, runs))
+    return RunError(
+        f"{folder}: no finished network that has a temperature; of its {len(runs)} runs {finished} are finished",
+        cure="let validation have more images, or harder ones, and train again."
+        if finished
+        else "finish them first: the command that began a run goes on with it.",
+    )
 
 
 def _of_run(folder: Path, listener: Listener) -> Iterator[Calibrated]:

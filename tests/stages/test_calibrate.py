@@ -72,8 +72,11 @@ def test_an_unfinished_run_is_passed_over_and_a_folder_of_none_is_refused(
     run = train_teacher(tiny("teacher.epochs=1"), silent)
     run.forget("teacher")
     for folder in (run.folder, tmp_path / "nowhere"):
-        with pytest.raises(RunError, match=r"no finished network that has a temperature|no such folder"):
+        with pytest.raises(RunError, match=r"of its 1 runs 0 are finished|no such folder"):
             calibrate(folder, silent)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RunError, match="no run is there"):
+        calibrate(tmp_path / "empty", silent)
 
 
 @pytest.mark.parametrize("sets", [("data.validation=0",), ("data.validation=12",)])
@@ -85,7 +88,7 @@ def test_where_too_few_validation_images_are_answered_wrongly_nothing_is_fitted(
     )
     assert "scaling_temperature" not in few.metrics("teacher")
     told: list[str] = []
-    with pytest.raises(RunError, match="no finished network that has a temperature"):
+    with pytest.raises(RunError, match="no finished network that has a temperature; of its 1 runs 1 are finished"):
         calibrate(few.folder, lambda event: told.append(str(event)))
     assert "fewer than 10 of its validation images are answered wrongly" in "".join(told)
     other = train_teacher(tiny("teacher.epochs=1"), silent)  # beside others it is no failure
