@@ -186,6 +186,8 @@ def compare(
 
     comparing.refuse_together(dry_run=dry_run, list_cells=list_cells, cell=cell is not None, report_only=report_only)
     if report_only:
+        of_runs = {"--set": overrides, "--jobs": jobs > 1, "--budget": budget, "--tensorboard": tensorboard}
+        comparing.refuse_of_runs([name for name, given in of_runs.items() if given])
         comparing.report(paths, quiet, as_json)
         return
     asked = comparing.Asked(jobs, comparing.seconds(budget), quiet, as_json, curves=tensorboard)
@@ -261,7 +263,7 @@ def verify(
 
     path = found_folder(folder)
     checked = verify_path(path)
-    print(f"{path}: sound ({checked} files)")
+    print(f"{path}: sound ({checked} files)" if checked else f"{path}: nothing in it is finished, nothing to check")
     if again is not None:
         print(f"{path}: {recompute_run(path, again, seed)}")
 

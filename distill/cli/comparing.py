@@ -56,6 +56,19 @@ def refuse_together(**given: bool) -> None:
         raise typer.BadParameter(f"found {' and '.join(names)}, expected one of them")
 
 
+def refuse_of_runs(names: Sequence[str]) -> None:
+    """Refuses options that are about running cells, where none is run.
+
+    Raises:
+        typer.BadParameter: one is given.
+    """
+    if names:
+        raise typer.BadParameter(
+            f"found {' and '.join(names)} with --report-only, which runs nothing and reads the recipes in the folders; "
+            "leave it out"
+        )
+
+
 def one_recipe(paths: Sequence[Path]) -> Path:
     """The only path.
 
@@ -69,9 +82,11 @@ def one_recipe(paths: Sequence[Path]) -> Path:
 
 def report(folders: Sequence[Path], quiet: bool, as_json: bool) -> None:
     """The tables of comparisons whose runs are there, written into the first folder. Imports no torch."""
-    from distill.report.comparison_folder import read_comparison, write_comparison
+    from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
 
     comparison = read_comparison(folders)
+    if len(folders) > 1:  # what is read from results.json goes by the recipe beside it
+        write_plan(comparison.recipe, folders[0], comparison.finished)
     write_comparison(comparison, folders[0])
     show(comparison, folders[0], None, None, quiet, as_json)
 

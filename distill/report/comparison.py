@@ -133,6 +133,11 @@ class Comparison:
         """Failed and missing cells."""
         return [result for result in self.results if result.state != "finished"]
 
+    @property
+    def finished(self) -> frozenset[str]:
+        """Keys of the finished cells."""
+        return frozenset(result.cell.key for result in self.results if result.state == "finished")
+
     def grid(self, arm: str) -> dict[Choice, dict[int, CellResult]]:
         """The finished students of an arm, or of the untrained control, by what tells them apart, then by seed."""
         found: dict[Choice, dict[int, CellResult]] = {}

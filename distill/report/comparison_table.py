@@ -11,7 +11,7 @@ from rich.table import Table
 
 from distill.recipe.grid import shortest
 from distill.report.comparison import JUDGED, SCALED, Choice, Comparison, Row
-from distill.report.results import CellResult
+from distill.report.results import NOT_RUN, CellResult
 from distill.report.stats import Paired, Summary, summary
 
 _SHOWN_VERDICTS = 12  # in the terminal; the file has them all
@@ -177,10 +177,10 @@ def shown_verdicts(comparison: Comparison) -> list[str]:
 
 
 def unfinished_lines(comparison: Comparison) -> list[str]:
-    """What failed, and how many cells were not run, for the terminal."""
-    failed = [unfinished_line(result) for result in comparison.unfinished if result.state == "failed"]
-    missing = len(comparison.unfinished) - len(failed)
-    return [*failed, *([f"{missing} cells of {len(comparison.results)} were not run (table.md)"] if missing else [])]
+    """What failed or is damaged, and how many cells were not run, for the terminal."""
+    told = [unfinished_line(result) for result in comparison.unfinished if result.reason != NOT_RUN]
+    missing = len(comparison.unfinished) - len(told)
+    return [*told, *([f"{missing} cells of {len(comparison.results)} were not run (table.md)"] if missing else [])]
 
 
 def csv_text(comparison: Comparison) -> str:
@@ -203,7 +203,7 @@ def csv_text(comparison: Comparison) -> str:
 
 def unfinished_line(result: CellResult) -> str:
     """`cell 3, teacher instance, seed 1: failed: ...`."""
-    reason = "not run" if result.reason == "not run" else f"{result.state}: {result.reason}"
+    reason = NOT_RUN if result.reason == NOT_RUN else f"{result.state}: {result.reason}"
     return f"cell {result.cell.number}, {result.cell}: {reason}"
 
 

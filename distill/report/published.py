@@ -8,10 +8,10 @@ written over: it is set aside. Read and written without torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -20,7 +20,8 @@ from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
 from distill.report.curves import CURVES, read_curves, write_curves
-from distill.report.results import CELLS, CellResult
+from distill.report.results import CELLS, NOT_RUN, CellResult
+from distill.report.runs import open_run
 from distill.store.atomic import mendable, read_json, sha256_of, write_bytes, write_json
 
 COMPARISON, RESULTS = "comparison.toml", "results.json"  # the recipe of a comparison's folder, and its numbers
@@ -86,14 +87,14 @@ def write_results(comparison: Comparison, folder: Path) -> None:
 
     comparison.toml is in the folder already.
     """
-    set_aside(folder, {result.cell.key for result in comparison.results if result.state == "finished"})
+    set_aside(folder, comparison.finished)
     named = {"schema_version": 1, "recipe_sha256": sha256_of(folder / COMPARISON)}
     write_json(folder / RESULTS, {**named, **comparison.record()})
     write_curves({result.cell.key: result.curves for result in comparison.results}, folder)
 
 
 def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
-    """Renames a results.json that has the only numbers of other cells than these: finished ones without their runs.
+    """Renames a results.json that has the only numbers of other cells than these: finished ones without sound runs.
 
     Its curves go with it, and a copy of its recipe.
 
@@ -104,7 +105,7 @@ def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
     try:
         results = read_json(path)
         told = [cell for cell in results["cells"] if cell["state"] == "finished"]
-        only = {cell["key"] for cell in told if not (cell["run"] and (folder / cell["run"]).is_dir())} - set(finished)
+        only = {cell["key"] for cell in told if cell["key"] not in finished and not _measured(folder, cell)}
     except (UserError, LookupError, TypeError):
         return  # there is none, or none that can be read
     if only:
@@ -118,6 +119,14 @@ def set_aside(folder: Path, finished: Collection[str] = ()) -> None:
             path.rename(folder / f"results-{suffix}.json")
         except OSError as error:
             raise mendable(path, "set aside", error) from error
+
+
+def _measured(folder: Path, cell: Mapping[str, Any]) -> bool:
+    """Whether a finished cell of results.json has its numbers in its own run too, undamaged."""
+    try:
+        return bool(cell["run"]) and cell["kind"] in open_run(folder / cell["run"]).record.stages
+    except UserError:
+        return False
 
 
 def without_runs(comparison: Comparison) -> Comparison:
@@ -152,7 +161,7 @@ def _without_place(assignment: str) -> str:
 
 
 def _without_run(result: CellResult) -> CellResult:
-    return replace(result, run="", reason="not run" if result.state == "missing" else result.reason)
+    return replace(result, run="", reason=NOT_RUN if result.state == "missing" else result.reason)
 
 
 def is_published(folder: Path) -> bool:
@@ -183,7 +192,7 @@ def published(folder: Path) -> Callable[[Cell], CellResult]:
 
     def read(cell: Cell) -> CellResult:
         if cell.key not in told:
-            return CellResult(cell, "missing", "not run")
+            return CellResult(cell, "missing", NOT_RUN)
         result = told[cell.key].result(cell)
         return replace(result, curves=curves.get(cell.key, {})) if result.state == "finished" else result
 

@@ -21,6 +21,7 @@ from distill.report.runs import Run, StageRecord, open_run
 from distill.store.atomic import read_json, writable_folder, write_json
 
 CELLS = "cells"  # in a comparison's folder
+NOT_RUN = "not run"  # the reason of a cell that nothing is known of
 State: TypeAlias = Literal["finished", "failed", "missing"]
 
 
@@ -111,7 +112,7 @@ def read_result(folder: Path, cell: Cell) -> CellResult:
     path = folder / CELLS / f"{cell.key}.json"
     record = _read(path) if path.is_file() else None
     if record is None:
-        return CellResult(cell, "missing", "not run")
+        return CellResult(cell, "missing", NOT_RUN)
     if record.state == "failed":
         return CellResult(cell, "failed", record.reason)
     try:

@@ -185,7 +185,7 @@ def open_run(folder: Path) -> Run:
     except (ValidationError, RecipeError) as error:
         reason = str(error).splitlines()
         raise RunError(
-            f"{folder}: damaged run folder: {'; '.join(reason[:3])}", cure="restore it, or train again."
+            f"{folder}: damaged run folder: {'; '.join(reason[:3])}", cure="restore it; or delete it and train again."
         ) from error
 
 

@@ -125,7 +125,7 @@ def _weights(run: Run) -> Path:
     path = run.folder / name
     if not path.is_file() or sha256_of(path) != files.get(name):
         reason = "sha256 differs from what was written" if path.is_file() else "missing"
-        raise RunError(f"{path}: {reason}", cure="restore the file, or train again.")
+        raise RunError(f"{path}: {reason}", cure="restore the file; or delete it and train again.")
     return path
 
 

@@ -25,6 +25,7 @@ from distill.recipe.compare import CompareRecipe
 from distill.recipe.grid import grid
 from distill.recipe.labels import LEARNED_RULES, reads
 from distill.recipe.schema import Recipe, StageRecipe
+from distill.stages.bare import bare_classes
 from distill.stages.common import fit_model, model_spec
 from distill.stages.export import check_k
 from distill.stages.finished import stored_rows
@@ -90,7 +91,7 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
         if ignored := data.source.ignored:
             kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in ignored.items())
             report.notes.append(f"[data] root: files that are not taken for images: {kinds}")
-        report.notes += (*_colourless(recipe, data), *_judges(recipe, data), *_kept(recipe, data))
+        report.notes += (*_colourless(recipe, data), *bare_classes(recipe, data), *_kept(recipe, data))
     count = "the whole orbit" if recipe.views.count == "orbit" else f"{recipe.views.count}"
     report.plan["views"] = {"made of": in_words(recipe.views), "stored": count}
     if shape is not None:
@@ -214,16 +215,6 @@ def _idle(recipe: Recipe) -> Iterator[str]:
     names = set(labels.model_dump(exclude_defaults=True)).difference(*map(reads, rules))
     if names:
         yield f'[teacher.labels] {", ".join(sorted(names))}: the rule "{labels.rule}" has no use for them'
-
-
-def _judges(recipe: Recipe, data: ImageData) -> Iterator[str]:
-    """Classes that no image which judges the labels has."""
-    labels, meta = recipe.teacher.labels, data.splits.meta
-    if labels.rule in LEARNED_RULES and labels.meta == "held-out" and meta.numel():
-        without = data.num_classes - len(set(data.labels.given[meta].tolist()))
-        if without:
-            found = f"found {meta.numel()} images to judge the labels"
-            yield f"[data] meta: {found}, and {without} of {data.num_classes} classes have none among them"
 
 
 def _kept(recipe: Recipe, data: ImageData) -> Iterator[str]:

@@ -106,7 +106,7 @@ def learned_labels(run: Run) -> Path | None:
         if sha256_of(run.folder / name) != files.get(name):
             raise RunError(
                 f"{run.folder / name}: sha256 differs from what the teacher wrote",
-                cure="restore the file, or train again.",
+                cure="restore the file; or delete it and train again.",
             )
     return run.folder / LABELS_FOLDER
 

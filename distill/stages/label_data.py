@@ -41,7 +41,7 @@ def labels_of(run: Run, recipe: Recipe) -> LearnedLabels | None:
     labels = read_labels(folder)
     if written not in (None, read_labels_manifest(folder).labels.sha256):
         raise StoreError(
-            f"{folder}: holds other labels than the teacher wrote", cure="restore the folder, or train again."
+            f"{folder}: holds other labels than the teacher wrote", cure="restore it; or delete it and train again."
         )
     return labels
 

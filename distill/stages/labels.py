@@ -189,7 +189,8 @@ def _write_suspects(
         _draw_sheet(folder / SHEET, seen, shown, planted=planted)
         files["contact_sheet"] = folder / SHEET
     except DataError as error:
-        notes.append(f"no contact sheet: {error.message}; --set data.root=PATH names another place")
+        older = f"; {folder / SHEET} is an earlier one" if (folder / SHEET).exists() else ""
+        notes.append(f"no contact sheet: {error.message}; --set data.root=PATH names another place{older}")
     if seen.data is None and (folder / LIST).exists():
         notes.append(f"{folder / LIST} is left as it is: names of files and classes come from the data")
     else:

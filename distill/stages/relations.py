@@ -16,6 +16,7 @@ from distill.report.label_report import RelationReport
 from distill.report.labels import Table, class_means
 from distill.report.relations import Matrix, confusion_matrix, relation
 from distill.report.runs import Run
+from distill.stages.common import as_teacher_sees
 from distill.stages.finished import load_teacher, teacher_weights
 from distill.stages.label_data import labels_of, no_learned_labels
 from distill.training.device import prepare_device
@@ -54,7 +55,7 @@ def relate(run: Run, recipe: Recipe, other: Run, listener: Listener, folder: Pat
     device = prepare_device(theirs)
     weights, _ = teacher_weights(other, theirs, data)
     network = load_teacher(theirs, data, weights, device)
-    confusion = confusion_on_test(network, data, theirs.export.batch_size, device)
+    confusion = confusion_on_test(network, as_teacher_sees(data, theirs), theirs.export.batch_size, device)
     means = learned_means(labels.averaged, labels.given, labels.kind)
     found = relation(means, confusion)
     path = folder / "label_relations.png"
@@ -71,7 +72,14 @@ def learned_means(averaged: Tensor, given: Tensor, kind: str) -> Table:
 
 @torch.no_grad()
 def confusion_on_test(model: nn.Module, data: ImageData, batch_size: int, device: torch.device) -> Matrix:
-    """Share of each true class's test images that a network in eval mode takes for each class, [C, C]."""
+    """Share of each true class's test images that a network in eval mode takes for each class, [C, C].
+
+    Args:
+        model: the network.
+        data: as it sees them.
+        batch_size: images at a time.
+        device: the network's.
+    """
     rows = data.splits.test
     batches = ordered_batches(data, rows, batch_size=batch_size, device=device)
     predicted = torch.cat([model(batch.images).argmax(-1).cpu() for batch in batches])

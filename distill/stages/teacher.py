@@ -27,6 +27,7 @@ from distill.recipe.checks import check_recipe
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
 from distill.report.runs import RECORD, Run, locked, make_run, open_run
 from distill.seeding import derive, generator
+from distill.stages.bare import bare_classes
 from distill.stages.common import (
     after_scaling,
     build_network,
@@ -76,6 +77,8 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
         metrics_file = MetricsFile(folder / "metrics.jsonl")
         listener = fan_out(metrics_file, listener)
         tell_left_out(data, listener)
+        for note in bare_classes(recipe, data):
+            listener(Notice(f"note: {note}"))
         task = TeacherTask(recipe, data, device, listener)
         # Only now, when data, model and estimator stand, is the folder taken: a failed first try blocks no name.
         run = make_run(folder, recipe, kind="teacher", begun=digest)

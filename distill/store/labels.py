@@ -25,7 +25,6 @@ from distill.store.tensors import read_tensors, write_tensors
 _SCHEMA_VERSION = 1
 _SchemaVersion = Annotated[int, Field(ge=_SCHEMA_VERSION, le=_SCHEMA_VERSION)]
 _TRAJECTORY = "trajectory."
-_TRAIN_AGAIN = "Train the teacher again: distill teacher RECIPE"
 # float32 rows sum to 1 within 1e-5 even at 20,000 classes; float16 ones within 5e-4 and 3e-8 a class.
 _SUM_TOLERANCE = {torch.float32: 1e-3, torch.float16: 2e-3}
 
@@ -135,7 +134,7 @@ def read_labels_manifest(folder: Path) -> LabelsManifest:
     """
     folder = Path(folder)
     if not (folder / MANIFEST).exists():
-        raise StoreError(f"{folder}: holds no learned labels: it has no {MANIFEST}", cure=_TRAIN_AGAIN)
+        raise StoreError(f"{folder}: holds no learned labels: it has no {MANIFEST}", cure="Train the teacher again.")
     return validated(folder / MANIFEST, LabelsManifest, read_json(folder / MANIFEST))
 
 
@@ -147,21 +146,22 @@ def read_labels(folder: Path) -> LearnedLabels:
     """
     folder = Path(folder)
     manifest = read_labels_manifest(folder)
+    again = f"Delete {folder / LABELS}, and train the teacher again: distill teacher RECIPE"
     if problem := problem_with(folder, manifest.labels, content=True):
-        raise StoreError(problem, cure=_TRAIN_AGAIN)
+        raise StoreError(problem, cure=again)
     tensors = read_tensors(folder / LABELS)
     names = {"labels", "averaged", "indices", "given", "touched"}
     names |= {f"{_TRAJECTORY}{epoch}" for epoch in manifest.trajectory}
     if tensors.keys() != names:
         found, expected = str(sorted(tensors))[:300], str(sorted(names))[:300]
-        raise StoreError(f"{folder / LABELS}: holds {found}, expected {expected}", cure=_TRAIN_AGAIN)
+        raise StoreError(f"{folder / LABELS}: holds {found}, expected {expected}", cure=again)
     trajectory = {epoch: tensors.pop(f"{_TRAJECTORY}{epoch}") for epoch in manifest.trajectory}
     labels = LearnedLabels(kind=manifest.kind, trajectory=trajectory, **tensors)
     problems = _problems(labels)
     if not problems and labels.labels.shape != (manifest.rows, manifest.classes):
         problems = [f"labels are {tuple(labels.labels.shape)}, the manifest says {manifest.rows, manifest.classes}"]
     if problems:
-        raise StoreError(f"{folder / LABELS}: {'; '.join(problems)}", cure=_TRAIN_AGAIN)
+        raise StoreError(f"{folder / LABELS}: {'; '.join(problems)}", cure=again)
     return labels
 
 

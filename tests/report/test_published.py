@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from distill.cli.entry import run as run_command
 from distill.errors import RunError, UserError
 from distill.recipe.grid import Cell
 from distill.recipe.load import dump_recipe, load_recipe
@@ -17,6 +20,8 @@ from distill.report.comparison_folder import read_comparison, write_comparison, 
 from distill.report.html import page
 from distill.report.published import COMPARISON, RESULTS, is_published, without_runs, write_results
 from distill.report.results import CELLS
+from distill.report.runs import make_run
+from distill.store.atomic import writable_folder
 from tests.report.made import METRICS, made
 from tests.report.pages import large
 
@@ -133,13 +138,46 @@ def test_where_the_runs_are_nothing_is_set_aside(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     folder.mkdir()
     whole = made()
+    runs = {}
     for result in whole.results:
-        (folder / result.run).mkdir()
+        place = writable_folder(folder / result.run)
+        runs[result.cell.key] = make_run(place, result.cell.recipe, kind=result.cell.kind, begun="")
+        runs[result.cell.key].finish(result.cell.kind, "ab" * 32, {**METRICS, "seconds": 1.0}, {}, "cpu")
     write_plan(whole.recipe, folder)
     write_results(whole, folder)
     (folder / CELLS).mkdir()
+    before = (folder / RESULTS).read_bytes()
     write_comparison(read_comparison([folder]), folder)
     assert not list(folder.glob("results-*.json"))
+
+    write_results(whole, folder)
+    record = runs["onehot-s1"].folder / "run.json"
+    record.write_text(record.read_text()[:-40])  # damaged: what results.json says of it is all there is
+    write_comparison(read_comparison([folder]), folder)
+    assert [path.read_bytes() for path in folder.glob("results-*.json")] == [before]
+
+
+def test_a_report_of_several_folders_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """comparison.toml is then that of all of them, and no numbers are lost beside it."""
+    one = publish(made("compare.seeds=0,1", metrics=accuracies), tmp_path / "one")
+    two = publish(made("compare.seeds=2,3", metrics=accuracies), tmp_path / "two")
+    monkeypatch.setattr(sys, "argv", ["distill", "compare", "--report-only", "--quiet", str(one), str(two)])
+    assert run_command() == 0
+    kept = shutil.copytree(one, tmp_path / "kept", ignore=shutil.ignore_patterns("*.md", "*.html"))
+    again = read_comparison([kept])
+    assert again.recipe.compare.seeds == (0, 1, 2, 3)
+    assert {result.state for result in again.results} == {"finished"}
+    assert not list(one.glob("results-*.json"))
+
+
+def test_a_report_takes_no_option_of_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = publish(made(), tmp_path / "p")
+    for words in (["--set", "compare.pairs=reference"], ["--budget", "5m"], ["--jobs", "2"]):
+        monkeypatch.setattr(sys, "argv", ["distill", "compare", "--report-only", str(folder), *words])
+        assert run_command() == 2
+        assert f"found {words[0]} with --report-only, which runs nothing" in capsys.readouterr().err
 
 
 def test_a_cell_needs_no_more_than_its_numbers(tmp_path: Path) -> None:

@@ -131,6 +131,22 @@ def test_a_damaged_run_fails_its_own_cell_alone(arms: Callable[..., Recipe]) -> 
     assert [result.state for result in again.comparison.results] == ["failed", "finished", "finished"]
 
 
+def test_students_outlive_the_damage_of_their_teacher(finished: Compared, tiny: Callable[..., Recipe]) -> None:
+    """What they say is in their own runs; the numbers that are in results.json alone by then are set aside."""
+    before = (finished.folder / "results.json").read_bytes()
+    record = finished.folder / "onehot-s0/run.json"
+    whole = record.read_bytes()
+    record.write_bytes(whole[:400])
+    found = compare(finished.comparison.recipe, Told())
+    assert found.exit_code == 2
+    assert {r.cell.key: r.state for r in found.comparison.results} == {
+        "onehot-s0": "failed", "onehot-s0-kd": "finished", "onehot-s1": "finished", "onehot-s1-kd": "finished"
+    }  # fmt: skip
+    assert [path.read_bytes() for path in finished.folder.glob("results-*.json")] == [before]
+    record.write_bytes(whole)
+    assert compare(finished.comparison.recipe, Told()).comparison.record() == finished.comparison.record()
+
+
 def test_numbers_of_another_recipe_are_not_reported(arms: Callable[..., Recipe]) -> None:
     """Such as an earlier version left where it was stopped early."""
     found = compare(arms("compare.seeds=0"), Told())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,12 @@ from distill.recipe.load import dump_recipe, load_recipe
 from distill.report.runs import open_run
 from distill.stages.check import check_plan
 from distill.stages.pipeline import run_pipeline
+from distill.stages.teacher import train_teacher
 from distill.stages.verify import verify_path
 from distill.store.labels import read_labels
 from distill.store.logits import LogitStore
 from distill.training.evaluate import evaluate
-from distill.training.events import Event
+from distill.training.events import Event, Notice
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -160,6 +162,18 @@ def test_check_notes_what_labels_have_no_use_for(tiny) -> None:
     assert not any("has no use" in note for note in named)
     few = check_plan(tiny("teacher.labels.rule=instance", "teacher.labels.meta=held-out", "data.meta=2"), "tiny.toml")
     assert any("found 2 images to judge the labels, and 8 of 10 classes have none" in note for note in few.notes)
+
+
+def test_classes_that_a_part_has_no_image_of_are_noted(tiny) -> None:
+    few = tiny("teacher.labels.rule=instance", "teacher.labels.meta=held-out", "data.meta=2", "data.test=4")
+    notes = [note for note in check_plan(few, "tiny.toml").notes if "classes have no" in note]
+    told_of_test = r"\[data\]: [6-9] of 10 classes have no test image; its numbers are of the others"
+    assert any(re.fullmatch(told_of_test, note) for note in notes)
+    told: list[Event] = []
+    train_teacher(few, told.append)
+    said = [event.message for event in told if isinstance(event, Notice)]
+    assert {f"note: {note}" for note in notes} <= set(said)
+    assert any("found 2 images to judge the labels, and 8 of 10 classes have none" in message for message in said)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("**/*.toml")), ids=lambda path: path.name)

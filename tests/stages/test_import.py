@@ -27,14 +27,19 @@ from distill.data.views import make_views
 from distill.errors import UserError
 from distill.recipe.importing import import_recipe
 from distill.recipe.load import load_recipe
-from distill.recipe.schema import Recipe
+from distill.recipe.schema import Recipe, ViewsRecipe
+from distill.report.relations import confusion_matrix, relation
 from distill.report.runs import Run, open_run
 from distill.stages import imported
 from distill.stages.checkpoints import find_checkpoint
 from distill.stages.export import export_teacher
+from distill.stages.labels import look_at_labels
 from distill.stages.pipeline import run_imported
+from distill.stages.relations import learned_means
 from distill.stages.student import train_student
+from distill.stages.teacher import train_teacher
 from distill.stages.verify import recompute_run, verify_path
+from distill.store.labels import read_labels
 from distill.store.logits import LogitStore
 from distill.store.manifest import read_manifest
 from distill.training.events import Event, ExportProgress, Notice, StageSkipped
@@ -135,6 +140,25 @@ def test_the_store_holds_the_models_own_logits(recipe, tmp_path: Path, name: str
     assert record.imported["weights_sha256"] == open_run(run.folder).recipe.teacher.imported.weights_sha256
     assert record.imported["classes"].startswith("named")
     assert 0 <= record.metrics["test_accuracy"] <= 1
+
+
+def test_learned_labels_against_an_imported_teacher(recipe, tiny, tmp_path: Path) -> None:
+    """Its confusions are those of the network as it sees images: its own normalisation, three channels of grey."""
+    text = f"local-dir:{saved(network(), tmp_path / 'theirs')}"
+    other = run_imported(text, recipe(text, "seed=1"), ignore)
+    run = train_teacher(tiny("teacher.labels.rule=instance"), ignore)
+    report = look_at_labels(run, run.recipe, ignore, against=open_run(other.folder))
+    data = open_data(other.recipe)
+    rows = data.splits.test
+    pixels = make_views(data.source.fetch(rows), rows, torch.zeros_like(rows), ViewsRecipe(), 0, numbered=True)
+    mean, std = (torch.tensor(three).view(1, 3, 1, 1) for three in (MEAN, STD))
+    with torch.no_grad():
+        predicted = network()((pixels.float() / 255 - mean) / std).argmax(-1)
+    confusion = confusion_matrix(data.labels.true[rows].numpy(), predicted.numpy(), 10)
+    labels = read_labels(run.folder / "labels")
+    expected = relation(learned_means(labels.averaged, labels.given, labels.kind), confusion)
+    assert report.relation is not None
+    assert report.relation.correlation == pytest.approx(expected.correlation, abs=1e-6)
 
 
 def test_a_student_keeps_its_own_normalisation_and_everything_downstream_works(recipe, tmp_path: Path) -> None:

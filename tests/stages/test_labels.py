@@ -215,6 +215,20 @@ def test_damaged_labels(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     assert not (run.folder / "figures").exists()
 
 
+def test_the_cure_for_damaged_labels_works(tiny: Callable[..., Recipe]) -> None:
+    recipe = tiny("teacher.epochs=1")
+    run = run_teacher(recipe, silent)
+    path = run.folder / "labels/labels.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(StoreError) as caught:
+        look_at_labels(run, recipe, silent)
+    assert caught.value.cure == f"Delete {path}, and train the teacher again: distill teacher RECIPE"
+    path.unlink()
+    assert look_at_labels(run_teacher(recipe, silent), recipe, silent).files
+    assert path.read_bytes() == whole
+
+
 EPOCH = '{"event": "epoch", "stage": "teacher", "epoch": %s, "metrics": %s}\n'
 
 

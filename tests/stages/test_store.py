@@ -295,6 +295,10 @@ def test_the_command_says_what_was_drawn(tiny, teacher: Run, monkeypatch, capsys
     code, said = command("verify", str(teacher.folder / "logits"))
     assert (code, said.strip()) == (0, f"{teacher.folder / 'logits'}: sound ({files} files)")
     assert command("verify", str(teacher.folder), "--recompute", "0")[0] == 2
+    for stage in ("export", "teacher"):
+        open_run(teacher.folder).forget(stage)
+    code, said = command("verify", str(teacher.folder))
+    assert (code, said.strip()) == (0, f"{teacher.folder}: nothing in it is finished, nothing to check")
 
 
 def test_recompute_needs_an_export(teacher: Run) -> None:
