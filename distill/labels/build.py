@@ -135,19 +135,14 @@ def _learned(labels: LabelsRecipe, images: Images) -> Learned:
     confusions = None
     if labels.pulls.learn_confusions:
         confusions = Confusions(images.classes, labels.true_class_mass, images.device)
-    table = _table(labels, images)
-    still = None
-    if images.known is not None and table.kind == "instance":
-        still = torch.isin(table.images, images.known.to(images.device))
     return Learned(
-        table,
+        _table(labels, images),
         step=labels.step,
         optimizer=labels.optimizer,
         momentum=labels.momentum,
         prior_step=labels.prior_step,
         pulls=pulls if pulls != Pulls() else None,
         confusions=confusions,
-        still=still,
         divergence=labels.divergence,
         answer_entropy=labels.answer_entropy,
         backend=labels.backend,
@@ -168,4 +163,5 @@ def _table(labels: LabelsRecipe, images: Images) -> LabelTable:
         images.device,
         parametrisation,
         with_prior=labels.rule == "class+instance",
+        still=images.known,
     )

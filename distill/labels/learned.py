@@ -70,7 +70,6 @@ class Learned:
         prior_step: label step of the table's class prior, where it has one.
         pulls: what else draws the labels; None: nothing.
         confusions: the given labels' likelihoods in the posterior, learned as the labels are; None: y_0.
-        still: rows that stay as they are, bool [R]; None: all learn.
         divergence: the network is trained by KL(y || p), as in the paper: "forward"; or by KL(p || y), as in PENCIL (Yi
             and Wu, arXiv 1903.07788): "reverse".
         answer_entropy: weight of H(p) in its loss, which is brought down; PENCIL's beta.
@@ -93,7 +92,6 @@ class Learned:
         prior_step: float = 0.0,
         pulls: Pulls | None = None,
         confusions: Confusions | None = None,
-        still: Tensor | None = None,
         divergence: Literal["forward", "reverse"] = "forward",
         answer_entropy: float = 0.0,
         backend: dispatch.Backend = "auto",
@@ -108,7 +106,6 @@ class Learned:
         self.table = table
         self.pulls = pulls
         self.confusions = confusions
-        self.still = still
         self.divergence = divergence
         self.answer_entropy = answer_entropy
         self.backend = dispatch.choose(backend, table.phi)
@@ -200,10 +197,13 @@ class Learned:
             start = initial_labels(self.table, rows).to(labels.dtype)
             pull = self.pulls.derivative(labels, start, answers, self._likelihood(rows, start, answers))
             gradient = gradient + self.table.gradient(labels, self.table.given[rows], pull)
-        if self.still is not None:
-            gradient = gradient.masked_fill(self.still[rows].unsqueeze(1), 0.0)
+        if (still := self.table.still) is not None:
+            gradient = gradient.masked_fill(still[rows].unsqueeze(1), 0.0)
         self._update(self.optimizer, self.table.kind == "class", rows, gradient, shares)
         if self.prior_optimizer is not None:
+            if still is not None:  # no part of the prior's mean over the images either
+                moves = (~still[rows]).to(gradient.dtype)
+                shares = moves if shares is None else shares * moves
             self._update(self.prior_optimizer, True, self.table.given[rows], gradient, shares)
         self.table.project_(rows)
 
@@ -213,7 +213,7 @@ class Learned:
             return start
         given = self.table.given[rows]
         likelihood = self.confusions.likelihood(given).to(start.dtype)
-        counted = None if self.still is None else ~self.still[rows]
+        counted = None if self.table.still is None else ~self.table.still[rows]
         self.confusions.count(posterior(answers, likelihood), given, counted)
         return likelihood
 

@@ -61,6 +61,7 @@ class LabelTable:
     parametrisation: Parametrisation = "softmax"
     mass: float = 0.0  # on the given class at first; m of "fixed-mass"
     prior: Tensor | None = None  # [C, C]: what the rows of a given class share, added to phi; of "softmax" only
+    still: Tensor | None = None  # bool [R]: rows that stay as they are, and stand on no prior; None: all learn
 
     def __post_init__(self) -> None:
         phi = self.phi
@@ -111,11 +112,12 @@ class LabelTable:
 
     def labels(self, rows: Tensor) -> Tensor:
         """Labels of some rows: int64 [B] -> [B, C]."""
-        return self._probabilities(self.phi[rows], self.given[rows])
+        still = None if self.still is None else self.still[rows]
+        return self._probabilities(self.phi[rows], self.given[rows], still)
 
     def all_labels(self) -> Tensor:
         """Every row's label, [R, C]."""
-        return self._probabilities(self.phi, self.given)
+        return self._probabilities(self.phi, self.given, self.still)
 
     def gradient(self, labels: Tensor, given: Tensor, derivative: Tensor) -> Tensor:
         """dL/dphi from dL/dy: labels y [B, C], given labels of the rows int64 [B], dL/dy [B, C] -> [B, C]."""
@@ -136,15 +138,18 @@ class LabelTable:
             moved = self.phi[rows].clamp_min(SMALLEST)
             self.phi[rows] = moved / moved.sum(-1, keepdim=True)  # repeats write the same value
 
-    def _probabilities(self, phi: Tensor, given: Tensor) -> Tensor:
-        """phi [B, C] and the rows' given labels [B] -> [B, C]."""
+    def _probabilities(self, phi: Tensor, given: Tensor, still: Tensor | None) -> Tensor:
+        """phi [B, C], the rows' given labels [B] and which of them stay as they are [B] -> [B, C]."""
         if self.parametrisation == "projected":
             return phi.clone()
         if self.parametrisation == "fixed-mass":
             at = given.unsqueeze(1)
             rest = torch.softmax(phi.scatter(1, at, -math.inf), dim=-1) * (1.0 - self.mass)
             return rest.scatter(1, at, self.mass)
-        return torch.softmax(phi if self.prior is None else phi + self.prior[given], dim=-1)
+        if self.prior is None:
+            return torch.softmax(phi, dim=-1)
+        prior = self.prior[given]
+        return torch.softmax(phi + (prior if still is None else prior.masked_fill(still.unsqueeze(1), 0.0)), dim=-1)
 
 
 def class_table(
@@ -177,6 +182,7 @@ def instance_table(
     parametrisation: Parametrisation = "softmax",
     *,
     with_prior: bool = False,
+    still: Tensor | None = None,
 ) -> LabelTable:
     """One row for each training image, [N, C].
 
@@ -188,6 +194,7 @@ def instance_table(
         device: where the table lives.
         parametrisation: of the labels.
         with_prior: rows stand on a class prior, which starts at 0.
+        still: images whose rows stay as they are, int64 [K], of any that are no training images too; None: none.
 
     Raises:
         DataError: one of these is not so.
@@ -216,7 +223,8 @@ def instance_table(
         )
     phi = _initial(given, classes, true_class_mass, parametrisation)
     prior = torch.zeros(classes, classes, device=device) if with_prior else None
-    return LabelTable("instance", phi, given, images, position, parametrisation, true_class_mass, prior)
+    fixed = None if still is None else torch.isin(images, still.to(device))
+    return LabelTable("instance", phi, given, images, position, parametrisation, true_class_mass, prior, fixed)
 
 
 def _initial(given: Tensor, classes: int, true_class_mass: float, parametrisation: Parametrisation) -> Tensor:

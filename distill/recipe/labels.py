@@ -207,8 +207,8 @@ class LabelsRecipe(Table):
     meta_batch_size: Count = Field(default=128, description="Held-out: meta images a step.")
     meta_joins: Literal["never", "frozen", "always"] = Field(
         default="never",
-        description="Held-out: train on the meta images too, with their given labels: in the last epochs, while labels "
-        "are frozen, or in all.",
+        description="Held-out: train on the meta images too, each on the label that its row starts from, which stays: "
+        "in the last epochs, while labels are frozen, or in all.",
     )
     meta_loss_q: float = Field(
         default=0.0,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,6 +105,7 @@ class Progress:
     epoch: int = 0
     step: int = 0  # in this epoch
     sums: dict[str, float] = field(default_factory=dict)  # of the losses in this epoch
+    told: dict[str, int] = field(default_factory=dict)  # steps in which each loss was: not every step judges labels
     epoch_seconds: float = 0.0  # spent in this epoch, over all its interruptions
     seconds: float = 0.0  # spent in the epochs before
     last: dict[str, float] = field(default_factory=dict)  # metrics of the last epoch
@@ -181,12 +183,14 @@ def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener,
     task.model.train()
     began = saved = time.monotonic()
     sums: dict[str, Tensor] = {}
+    told: Counter[str] = Counter()
     for batch in task.batches(progress.epoch, progress.step):
         number = progress.epoch * plan.steps + progress.step
         plan.schedule.step_update(number)
         losses = task.step(batch, progress.epoch, number)
         for name, loss in losses.items():
             sums[name] = sums[name] + loss.double() if name in sums else loss.double()
+        told.update(losses.keys())
         progress.step += 1
         progress.sums[_IMAGES] = progress.sums.get(_IMAGES, 0.0) + batch.images.shape[0]
         look = progress.step % REPORT_EVERY == 0 or progress.step == plan.steps
@@ -196,12 +200,12 @@ def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener,
         if progress.step < plan.steps and (stop or now - saved > SAVE_EVERY):
             progress.epoch_seconds += now - began
             began = saved = now
-            _add(progress, sums)
+            _add(progress, sums, told)
             _save(task, plan, progress)
             if stop:
                 raise Interrupted(plan.stage, f"in epoch {progress.epoch + 1} after step {progress.step}")
     progress.epoch_seconds += time.monotonic() - began
-    _add(progress, sums)
+    _add(progress, sums, told)
 
 
 def _look(task: Task, plan: Plan, progress: Progress, losses: dict[str, Tensor]) -> dict[str, float]:
@@ -221,10 +225,12 @@ def _refuse_astray(plan: Plan, progress: Progress, values: dict[str, float]) -> 
             )
 
 
-def _add(progress: Progress, sums: dict[str, Tensor]) -> None:
+def _add(progress: Progress, sums: dict[str, Tensor], told: Counter[str]) -> None:
     for name, total in sums.items():
         progress.sums[name] = progress.sums.get(name, 0.0) + float(total)
+        progress.told[name] = progress.told.get(name, 0) + told[name]
     sums.clear()
+    told.clear()
 
 
 def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -> None:
@@ -239,7 +245,7 @@ def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -
         progress.best |= _test_of_best(task, plan)
     seconds = progress.epoch_seconds + time.monotonic() - began
     images = progress.sums.pop(_IMAGES, 0.0)
-    metrics = {name: total / plan.steps for name, total in progress.sums.items()}
+    metrics = {name: total / progress.told[name] for name, total in progress.sums.items()}
     metrics |= own | {"lr": float(task.optimizer.param_groups[0]["lr"]), "epoch": float(progress.epoch + 1)}
     metrics |= scores
     _refuse_astray(plan, progress, metrics)  # the last step's weights, too, which no loss has seen
@@ -248,7 +254,7 @@ def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -
         save_weights(plan.best_weights, task.judged.state_dict())
     speed = {"images_per_second": images / max(progress.epoch_seconds, 1e-9)}  # no part of the result
     listener(EpochDone(plan.stage, progress.epoch, plan.epochs, seconds, metrics | speed))
-    progress.last, progress.sums = metrics, {}
+    progress.last, progress.sums, progress.told = metrics, {}, {}
     progress.seconds, progress.epoch_seconds = progress.seconds + seconds, 0.0
     progress.epoch, progress.step = progress.epoch + 1, 0
     _save(task, plan, progress)

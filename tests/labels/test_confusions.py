@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -67,7 +69,8 @@ def test_what_labels_were_drawn_with_is_found() -> None:
 
 def rule(still: Tensor | None = None) -> Learned:
     confusions = Confusions(C, MASS, CPU)
-    return Learned(table("instance"), step=1.0, pulls=Pulls(posterior=0.5), confusions=confusions, still=still)
+    rows = replace(table("instance"), still=still)
+    return Learned(rows, step=1.0, pulls=Pulls(posterior=0.5), confusions=confusions)
 
 
 def test_labels_are_pulled_to_the_posterior_of_what_is_known_of_them() -> None:

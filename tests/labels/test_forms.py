@@ -18,8 +18,10 @@ from tests.labels.cases import CPU, GIVEN, IMAGES, C, N, images, learn, learned,
 DOUBLE = torch.float64
 
 
-def with_prior(step: float = 1.0, prior_step: float = 0.5, pulls: Pulls | None = None) -> Learned:
-    rows = instance_table(IMAGES, GIVEN, C, 0.7, CPU, with_prior=True)
+def with_prior(
+    step: float = 1.0, prior_step: float = 0.5, pulls: Pulls | None = None, still: Tensor | None = None
+) -> Learned:
+    rows = instance_table(IMAGES, GIVEN, C, 0.7, CPU, with_prior=True, still=still)
     return Learned(
         replace(rows, phi=rows.phi.double(), prior=rows.prior.double()), step=step, prior_step=prior_step, pulls=pulls
     )
@@ -56,6 +58,24 @@ def test_what_one_image_teaches_the_prior_reaches_all_images_of_its_class() -> N
     moved = (rule.table.all_labels() - before).abs().sum(-1) > 1e-9
     assert moved.tolist() == (GIVEN[1] == GIVEN).tolist()
     assert rule.kept().touched.tolist() == [False, True, *[False] * (N - 2)]
+
+
+@pytest.mark.parametrize("pulls", [None, Pulls(answers=0.4)])
+def test_a_label_that_is_known_stands_still_on_a_prior_and_teaches_it_nothing(pulls: Pulls | None) -> None:
+    rule, without = with_prior(pulls=pulls, still=IMAGES[[0, 6]]), with_prior(pulls=pulls)
+    start = rule.table.all_labels()
+    gradient, answers = noise(0, 4, C, dtype=DOUBLE), noise(1, 4, C, dtype=DOUBLE).softmax(-1)
+    known, unknown = [0, 1, 4, 5], [1, 4, 5]  # 0 and 4 are of one class
+    at = images(*known)
+    rule.learn(*at, rule.labels(*at), gradient, scale=2.0, answers=answers)
+    at = images(*unknown)
+    without.learn(*at, without.labels(*at), gradient[1:], scale=2.0, answers=answers[1:])
+    torch.testing.assert_close(rule.table.prior, without.table.prior)
+    assert rule.table.prior[0].abs().max() > 0
+    found = rule.table.all_labels()
+    assert torch.equal(found[[0, 6]], start[[0, 6]])
+    assert torch.equal(rule.labels(*images(0, 6)), start[[0, 6]])
+    torch.testing.assert_close(found[1:6], without.table.all_labels()[1:6])
 
 
 def test_without_steps_of_its_prior_it_is_the_instance_rule() -> None:

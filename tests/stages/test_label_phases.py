@@ -53,6 +53,19 @@ def test_a_step_that_falls_moves_less_and_less(tiny) -> None:
     assert ends[0] < 0.5 * ends[1]
 
 
+def test_the_judges_loss_is_the_mean_of_the_steps_that_judge(tiny) -> None:
+    settings = ("teacher.labels.step=0", "teacher.epochs=2", "teacher.labels.every=2")  # training is the same
+    often, seldom = (
+        train_teacher(tiny(f"name=every{k}", *settings[:2], f"teacher.labels.every={k}"), ignore) for k in (1, 2)
+    )
+    losses = [run.metrics("teacher")["meta_loss"] for run in (often, seldom)]
+    assert losses[1] == pytest.approx(losses[0], rel=0.25)
+    recipe = tiny("name=stopped", *settings)
+    with pytest.raises(Interrupted):
+        train_teacher(recipe, StopAt("teacher", 1, 1))
+    assert train_teacher(recipe, ignore).metrics("teacher")["meta_loss"] == pytest.approx(losses[1], rel=1e-9)
+
+
 def test_meta_images_join_when_labels_are_frozen(tiny) -> None:
     recipe = tiny(*JOINED)
     data = open_data(recipe)
