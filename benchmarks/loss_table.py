@@ -175,7 +175,8 @@ def page(
         "the recipe's data, mean and 95 % interval (Student's t) over the seeds; each seed has its own split, teacher "
         "and student. Accuracy, NLL and ECE after the last epoch; *best epoch* is the test accuracy of the epoch that "
         "validation chose; agreement with the teacher is that of the last epoch, on the training views. Differences in "
-        "accuracy are paired by seed. Each loss has its own default settings (`distill list losses`); none was tuned. "
+        "accuracy are paired by seed. Each loss has its own default settings (`distill list losses`), kd with the "
+        "recipe's temperature; none was tuned. "
         "s: seconds of a training.",
         "",
         f"Commits {commits}; {machine['platform']}, one thread a student.",

@@ -161,7 +161,9 @@ class OnlineTeaching:
 
 
 class LearnedLookup:
-    """The labels that a teacher learned, by batch; images that have none (the meta images, unless they joined) keep their given label.
+    """The labels that a teacher learned, by batch.
+
+    Images that have none (the meta images, unless they joined) keep their given label.
 
     Args:
         labels: from the store.
