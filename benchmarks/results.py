@@ -40,8 +40,9 @@ Made by `python benchmarks/results.py RECIPE...` from the folders of the compari
 make and go on with; nothing in them is written by hand. Every number but those of searches is of the test part, which
 chose nothing: validation chose epochs, and what the recipes set was chosen on validation images of seeds that are not
 among those reported. (Digits has no test part of its own: there it is drawn by seed, and two fifths to a half of a
-seed's test images were validation images of the searches' seeds.) Where a page links to them, every cell's numbers are kept beside it, and
-`distill compare --report-only FOLDER` draws tables, verdicts and a page from them, with other runs if you like.
+seed's test images were validation images of the searches' seeds.) Where a page links to them, every cell's numbers are
+kept beside it, and `distill compare --report-only FOLDER` draws tables, verdicts and a page from them, with other runs
+if you like.
 """
 
 

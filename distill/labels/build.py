@@ -88,7 +88,7 @@ def _joint(labels: LabelsRecipe, images: Images) -> LabelRule:
 
 def _pencil(labels: LabelsRecipe, images: Images) -> LabelRule:
     own = labels.pencil
-    table = _instance_rows(images, own.mass, "softmax")
+    table = _instance_rows(images, own.mass, "softmax", still=images.known)
     return Pencil(
         table,
         _phases(labels, images),
@@ -126,8 +126,10 @@ def _history(labels: LabelsRecipe, images: Images, table: LabelTable) -> History
     return History(table.phi, average_epochs=labels.average_epochs, snapshot_epochs=images.snapshot_epochs)
 
 
-def _instance_rows(images: Images, mass: float, parametrisation: Parametrisation) -> LabelTable:
-    return instance_table(images.rows, images.given, images.classes, mass, images.device, parametrisation)
+def _instance_rows(
+    images: Images, mass: float, parametrisation: Parametrisation, still: Tensor | None = None
+) -> LabelTable:
+    return instance_table(images.rows, images.given, images.classes, mass, images.device, parametrisation, still=still)
 
 
 def _learned(labels: LabelsRecipe, images: Images) -> Learned:

@@ -149,7 +149,8 @@ class Pencil(Predicted):
     KL(p || y) alone; labels stay in both. A batch's labels are read before they move; repeats of an image add up.
 
     Args:
-        table: instance rows of logits phi, which start with nearly all mass on the given class.
+        table: instance rows of logits phi, which start with nearly all mass on the given class; those that are still
+            stay there (ours: the paper knows of no label that it is right).
         phases: of the training.
         history: of the labels.
         step: label step.
@@ -189,6 +190,8 @@ class Pencil(Predicted):
         if self.phases.frozen:
             return loss, labels
         gradient = (labels - log_p.detach().exp()) + self.compatibility * (labels - hard)
+        if self.table.still is not None:
+            gradient = gradient.masked_fill(self.table.still[rows].unsqueeze(1), 0.0)
         self.optimizer.update(rows, gradient)
         return loss + self.entropy * entropy(log_p), labels
 

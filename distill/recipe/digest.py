@@ -93,7 +93,12 @@ def _teacher_inputs(recipe: Recipe) -> dict[str, Any]:
     teacher = recipe.teacher.model_dump(mode="json", exclude={"imported", "labels", "test_every_epoch"})
     teacher["labels"] = recipe.teacher.labels.model_dump(mode="json", include=set(reads(recipe.teacher.labels.rule)))
     pulls = teacher["labels"].get("pulls", {})
-    for table, name in ((pulls, "learn_confusions"), (teacher["labels"], "freeze_patience")):
+    pencil = teacher["labels"].get("pencil", {})
+    for table, name in (
+        (pulls, "learn_confusions"),
+        (teacher["labels"], "freeze_patience"),
+        (pencil, "keep_meta"),
+    ):
         if not table.get(name):  # labels without it are what they were before there was any
             table.pop(name, None)
     return {**_common_inputs(recipe), "views": views, "teacher": teacher}

@@ -47,6 +47,8 @@ def _unread(recipe: Recipe) -> Iterator[str]:
         given = getattr(labels, name) != LabelsRecipe.model_fields[name].get_default(call_default_factory=True)
         if given and not any(name in reads(rule) for rule in rules):
             yield f'[teacher.labels] {name}: given, but the rule "{labels.rule}" has no use for it; leave it out'
+    if labels.pencil.keep_meta and not recipe.data.meta:
+        yield "[teacher.labels.pencil] keep_meta: found true with data.meta = 0, so that there is none to keep"
 
 
 def _epochs(recipe: Recipe) -> Iterator[str]:

@@ -163,6 +163,11 @@ class PencilRecipe(Table):
         default=0.5, description="Pull towards the given label, the paper's alpha C; from 1 on no label is corrected."
     )
     entropy: _Weight = Field(default=0.4, description="Of the answers' entropy, the paper's beta.")
+    keep_meta: bool = Field(
+        default=False,
+        description="The meta images' labels stay as they are, as those of learned labels that meta images join do: it "
+        "is told that they are right.",
+    )
 
 
 class ElrRecipe(Table):

@@ -109,6 +109,11 @@ def _judged_by_meta_images(labels: LabelsRecipe) -> bool:
     return labels.rule in LEARNED_RULES and labels.meta == "held-out"
 
 
+def _known(labels: LabelsRecipe) -> bool:
+    """Whether the rule is told that the meta images' labels are right, and leaves them as they are."""
+    return labels.meta_joins == "always" if labels.rule in LEARNED_RULES else labels.pencil.keep_meta
+
+
 class TeacherTask:
     """The teacher's side of `training.loop`."""
 
@@ -123,7 +128,7 @@ class TeacherTask:
         self.steps = steps_per_epoch(self.rows.numel(), self.batch_size)
         self.spec, self.model, self.optimizer = build_network(teacher, "teacher", data, recipe.seed, device)
         rows = self.rows if self.joined is None else self.joined  # a row for whoever is ever trained on
-        known = data.splits.meta if teacher.labels.meta_joins == "always" else None
+        known = data.splits.meta if _known(teacher.labels) else None
         images = Images(rows, data.labels.given[rows], len(data.source.classes), self.epochs, device, known)
         self.rule = label_rule(teacher.labels, images)
         self.listener = listener

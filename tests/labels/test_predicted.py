@@ -162,6 +162,26 @@ def test_averages_and_snapshots_are_kept() -> None:
     assert sorted(kept.trajectory) == [2, 6]
 
 
+def test_labels_that_are_known_stay_and_change_nothing_for_the_others() -> None:
+    plain = instance_table(torch.arange(N), GIVEN, C, 0.9, CPU)
+    told = instance_table(torch.arange(N), GIVEN, C, 0.9, CPU, still=torch.tensor([1, 4]))
+    start = plain.all_labels()
+    others = torch.ones(N, dtype=torch.bool)
+    others[[1, 4]] = False
+    found = []
+    for table in (plain, told):
+        history = History(table.phi, average_epochs=1, snapshot_epochs=())
+        rule = Pencil(table, Phases(EPOCHS), history, step=0.5, compatibility=0.3, entropy=0.4)
+        for epoch in range(1, 4):
+            losses, _ = rule.loss(noise(epoch, N, C), torch.arange(N), GIVEN)
+            rule.end_epoch(epoch, EPOCHS)
+        found.append((rule.labels(), losses))
+    assert torch.equal(found[1][0][~others], start[~others])
+    assert not torch.equal(found[0][0][~others], start[~others])
+    assert torch.equal(found[1][0][others], found[0][0][others])
+    assert torch.equal(found[1][1][others], found[0][1][others])
+
+
 def planted(count: int = 400, classes: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     """Clusters [count, 16], their true labels, and given labels of which 40 % are wrong."""
     draw = torch.Generator().manual_seed(0)

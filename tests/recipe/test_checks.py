@@ -68,6 +68,10 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     (("compare.teachers=onehot", "teacher.labels.freeze_epochs=3"), "[teacher.labels] freeze_epochs"),
     (("compare.teachers=onehot", "teacher.labels.pulls.start=3"), "[teacher.labels] pulls"),
     (("teacher.labels.joint.history=3",), "[teacher.labels] joint"),
+    (
+        ("teacher.labels.rule=pencil", "teacher.labels.pencil.keep_meta=true", "data.meta=0"),
+        "[teacher.labels.pencil] keep_meta",
+    ),
     (("teacher.labels.rule=joint", "teacher.labels.elr.decay=0.3"), "[teacher.labels] elr"),
     (("teacher.labels.rule=elr", "views.mixup=0.2"), "[teacher.labels] rule"),
     ((*LEARNED, "teacher.labels.pulls.answers=0.2", "views.cutmix=1"), "[teacher.labels.pulls] answers"),

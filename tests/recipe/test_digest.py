@@ -102,12 +102,14 @@ def test_golden() -> None:
     [
         ("class", "1b25f44970f76b0015472021d7876e457816cada9b4fea2b056241980f1773e3"),
         ("instance", "f08a77de322a75a7972ccf9306718d2c3f3770d477438b26806f2df585c04877"),
+        ("pencil", "9f52edc921e37cab5282e12374083cfd23cbafc2bd6224959e4df1f81aefa652"),
     ],
 )
 def test_a_field_that_is_new_and_off_changes_no_digest(rule: str, expected: str) -> None:
     """These are of programs before there were these fields: their runs on disk are still what they were."""
     assert teacher_digest(override(RECIPE, [f"teacher.labels.rule={rule}"])) == expected
-    for on in ("teacher.labels.pulls.learn_confusions=true", "teacher.labels.freeze_patience=2"):
+    new = ["teacher.labels.pulls.learn_confusions=true", "teacher.labels.freeze_patience=2"]
+    for on in ["teacher.labels.pencil.keep_meta=true"] if rule == "pencil" else new:
         assert teacher_digest(override(RECIPE, [f"teacher.labels.rule={rule}", on])) != expected
 
 

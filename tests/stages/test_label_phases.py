@@ -66,6 +66,18 @@ def test_the_judges_loss_is_the_mean_of_the_steps_that_judge(tiny) -> None:
     assert train_teacher(recipe, ignore).metrics("teacher")["meta_loss"] == pytest.approx(losses[1], rel=1e-9)
 
 
+@pytest.mark.parametrize("told", [False, True])
+def test_pencil_may_be_told_which_labels_are_right(tiny, told: bool) -> None:
+    recipe = tiny("teacher.labels.rule=pencil", f"teacher.labels.pencil.keep_meta={str(told).lower()}")
+    labels, meta = labels_of(recipe), open_data(recipe).splits.meta
+    known = torch.isin(labels.indices, meta)
+    assert known.sum() == len(meta)
+    start = torch.full_like(labels.labels, 0.001 / 9).scatter_(1, labels.given.unsqueeze(1), 0.999)
+    change = (labels.labels - start).abs().amax(1)
+    assert (change[known].max() < 1e-5) == told
+    assert change[~known].max() > 1e-3
+
+
 def test_meta_images_join_when_labels_are_frozen(tiny) -> None:
     recipe = tiny(*JOINED)
     data = open_data(recipe)
