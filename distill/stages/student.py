@@ -67,19 +67,19 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
     weights, weights_sha256 = teacher_weights(teacher, recipe, data)
     own_digest = student_digest(recipe, student_inputs(teacher, more, recipe, weights_sha256))
     folder = teacher.folder / STUDENTS / student_name(recipe, own_digest)
+    if run := _finished(folder, own_digest, listener):
+        return run
+    # Only when network, optimiser and stores stand is the folder made: a student that is refused leaves none behind.
+    teaching = _teaching(teacher, more, recipe, data, weights, weights_sha256, device)
+    task = StudentTask(recipe, data, teaching, _learned(teaching, recipe, data, device), device)
     with locked(folder):
-        if (folder / RECORD).exists() and (run := open_run(folder)).done("student", own_digest):
-            (folder / "state" / "student.safetensors").unlink(missing_ok=True)
-            listener(StageSkipped("student", str(folder), "already trained with the same inputs"))
+        if run := _finished(folder, own_digest, listener):  # by another process in the meantime
             return run
-        teaching = _teaching(teacher, more, recipe, data, weights, weights_sha256, device)
-        labels = _learned(teaching, recipe, data, device)
         metrics_file = MetricsFile(folder / "metrics.jsonl")
         listener = fan_out(metrics_file, listener)
         tell_left_out(data, listener)
         for reason in settled.reasons:
             listener(Notice(reason))
-        task = StudentTask(recipe, data, teaching, labels, device)
         begun = teacher.record.stages["teacher"].digest
         run = make_run(folder, recipe, kind="student", begun=own_digest, teacher=begun)
         metrics = fit(task, _plan(task, folder, own_digest, data, device), listener, metrics_file)
@@ -87,6 +87,15 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
         run.finish("student", own_digest, metrics, _write(task, folder), describe_device(device))
         _state(folder).unlink(missing_ok=True)
         listener(StageDone("student", str(folder), metrics["seconds"], run.metrics("student")))
+    return run
+
+
+def _finished(folder: Path, digest: str, listener: Listener) -> Run | None:
+    """The student of that digest, where it is trained already, which the listener is told."""
+    if not (folder / RECORD).exists() or not (run := open_run(folder)).done("student", digest):
+        return None
+    _state(folder).unlink(missing_ok=True)
+    listener(StageSkipped("student", str(folder), "already trained with the same inputs"))
     return run
 
 

@@ -138,8 +138,15 @@ def test_parts_of_a_lowered_batch_have_two_images(student) -> None:
 
 
 def test_a_refused_student_leaves_the_teacher_s_run_sound(student, teacher: Run) -> None:
-    with pytest.raises(ModelError, match="resnet999"):
-        student("student.model=resnet999")
+    refused = {
+        "student.model=resnet999": (ModelError, "resnet999"),
+        "student.optimizer.name=adamm": (RecipeError, "adamm"),
+        "views.count=2": (StoreError, "holds other views"),
+    }
+    for field, (error, told) in refused.items():
+        with pytest.raises(error, match=told):
+            student(field)
+    assert not list(teacher.folder.glob("students/*"))
     assert verify_path(teacher.folder)
 
 
