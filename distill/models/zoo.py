@@ -20,7 +20,17 @@ from distill.models.saving import save_for_timm
 from distill.models.spec import Json, ModelSpec, check_arguments, list_models, resolve
 from distill.models.weights import create_pretrained, find_weights
 
-__all__ = ["Json", "ModelSpec", "check_pretrained", "create", "fit", "list_models", "parameter_count", "save_for_timm"]
+__all__ = [
+    "Json",
+    "ModelSpec",
+    "check_name",
+    "check_pretrained",
+    "create",
+    "fit",
+    "list_models",
+    "parameter_count",
+    "save_for_timm",
+]
 
 
 def fit(
@@ -54,6 +64,16 @@ def fit(
     given = check_arguments(name, arguments)
     trial = fitting.search(fitting.Request(resolve(name), given, classes, channels, image_size))
     return ModelSpec(name, trial.architecture, trial.arguments, image_size, channels, classes)
+
+
+def check_name(name: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Whether a model is known and may be given these arguments: what can be said before the images are known.
+
+    Raises:
+        ModelError: nobody knows the name, or an argument is refused whatever the model.
+    """
+    resolve(name)
+    check_arguments(name, arguments)
 
 
 def create(spec: ModelSpec, *, pretrained: bool = False) -> nn.Module:

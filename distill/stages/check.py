@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,13 +32,10 @@ from distill.stages.export import check_k
 from distill.stages.finished import stored_rows
 from distill.stages.settling import settle_student
 from distill.stages.teacher import training_rows
+from distill.stages.trial import KNOWN, Tried, grid_errors, try_more_teachers, try_network, try_optimizer
 from distill.store.atomic import check_place
 from distill.store.formats.layout import half_columns, logit_columns, row_bytes
 from distill.training.device import prepare_device
-from distill.training.schedule import build_optimizer
-
-# channels, side, classes of the sources whose files may be missing: the models can be checked all the same.
-_KNOWN = {"digits": (1, 8, 10), "fashion-mnist": (1, 28, 10), "cifar10": (3, 32, 10), "cifar100": (3, 32, 100)}
 
 
 @dataclass
@@ -63,6 +61,10 @@ class PlanReport:
             self.problems = [problem for problem in self.problems if _field_of(problem) != place]
         self.problems.append(" -> ".join(part for part in (error.message, error.cure) if part))
 
+    def told(self) -> frozenset[str]:
+        """The problems without their cures."""
+        return frozenset(problem.partition(" -> ")[0] for problem in self.problems)
+
     def text(self) -> str:
         """For people."""
         lines = [f"{self.where}: {'sound' if not self.problems else _counted(len(self.problems))}"]
@@ -75,10 +77,10 @@ class PlanReport:
 
 def check_plan(recipe: Recipe, where: str) -> PlanReport:
     """Opens the data, fits the models and adds up the sizes; collects every problem, not only the first."""
-    report = PlanReport(where)
+    report, written = PlanReport(where), recipe
     report.problems += cross_field_problems(recipe, comparing=True)
     data: ImageData | None = None
-    shape = _KNOWN.get(recipe.data.source)
+    shape = KNOWN.get(recipe.data.source)
     with _collected(report):
         prepare_device(recipe)
     with _collected(report):
@@ -105,7 +107,9 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
     report.notes += _idle(recipe)
     for table, stage in (("teacher", recipe.teacher), ("student", recipe.student)):
         with _collected(report):
-            if shape is not None:
+            if shape is None:
+                try_network(table, stage, shape)
+            else:
                 report.plan[table] = _stage_plan(recipe, table, stage, shape, data)
         with _collected(report, f"[{table}] pretrained: "):
             if shape is not None and stage.pretrained and table in report.plan:
@@ -113,13 +117,17 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
         if data is not None:
             report.notes += _lowered(recipe, table, stage, data)
         with _collected(report):
-            # Names and settings do not depend on the model, so a small one will do.
-            build_optimizer(torch.nn.Linear(1, 1), stage.optimizer, f"{table}.optimizer")
+            try_optimizer(table, stage)
+    with _collected(report):
+        try_more_teachers(recipe)
     if data is not None:
         with _collected(report):
-            check_k(recipe, data)
+            check_k(recipe, data.source.name, data.num_classes)
         with _collected(report):
             report.plan["export"] = _export_plan(recipe, data)
+    with suppress(RecipeError):  # an arm that does not fit is among the problems already
+        for error in grid_errors(written, Tried(shape, report.told())):
+            report.add(error)
     report.plan["compare"] = _compare_plan(recipe)
     return report
 
@@ -141,11 +149,15 @@ class _collected:  # noqa: N801
 
 
 def _field_of(problem: str) -> str:
-    """`data.image_size` of `[data] image_size: ...` and of `data.image_size = 3, ...`; "" where no field is named."""
-    found = re.match(r"(?:\[([a-z_.]+)\] ([a-z_]+):|([a-z]+\.[a-z_.]+) (?:=|is) )", problem)
+    """`data.image_size` of `[data] image_size: ...` and of `data.image_size = 3, ...`; "" where no field is named.
+
+    Of an arm's problem, the arm comes first: what is wrong there says nothing about the same field elsewhere.
+    """
+    arm = found[0] if (found := re.match(r"\[compare\.arms\] [^:]+: ", problem)) else ""
+    found = re.match(r"(?:\[([a-z_.]+)\] ([a-z_]+):|([a-z]+\.[a-z_.]+) (?:=|is) )", problem[len(arm) :])
     if found is None:
         return ""
-    return found[3] or f"{found[1]}.{found[2]}"
+    return arm + (found[3] or f"{found[1]}.{found[2]}")
 
 
 def _counted(problems: int) -> str:

@@ -24,6 +24,7 @@ from distill.stages.held import refuse_other_teachers
 from distill.stages.labels import draw_suspects
 from distill.stages.run_grid import Manner, run_cells
 from distill.stages.schedule import Schedule
+from distill.stages.trial import grid_errors
 from distill.store.atomic import writable_folder
 from distill.training.events import Listener
 
@@ -89,16 +90,19 @@ def run_one(recipe: Recipe, number: int, listener: Listener) -> Run:
 
 
 def planned(recipe: Recipe) -> tuple[Cell, ...]:
-    """The cells, each with a recipe that was checked: before hours are spent on the first.
+    """The cells, each with a recipe that was checked and tried: before hours are spent on the first.
 
     Raises:
         RecipeError: a recipe breaks a rule.
+        UserError: the data, a network, an optimiser or a teacher that a cell asks for cannot be had.
     """
     check_recipe(recipe, recipe.name, comparing=True)
     cells = grid(recipe)
     for cell in cells:
         if cell.seed == recipe.compare.seeds[0]:  # other seeds break no other rule
             check_recipe(cell.recipe, f"{recipe.name}, {cell.recipe.name}")
+    for error in grid_errors(recipe):
+        raise error  # the first; `distill check` names them all
     return cells
 
 

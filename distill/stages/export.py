@@ -66,7 +66,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         _measure_an_old_one(run, data, recipe)
         listener(StageSkipped("export", str(run.folder), "already exported with the same inputs"))
         return folder
-    check_k(recipe, data)
+    check_k(recipe, data.source.name, data.num_classes)
     with locked(run.folder):
         began = time.monotonic()
         model = load_teacher(recipe, data, weights, device)
@@ -124,16 +124,20 @@ def _measure_an_old_one(run: Run, data: ImageData, recipe: Recipe) -> None:
         run.finish("export", stage.digest, metrics, stage.files, stage.machine.get("device", ""))
 
 
-def check_k(recipe: Recipe, data: ImageData) -> None:
+def check_k(recipe: Recipe, source: str, classes: int) -> None:
     """That top-k keeps no more logits than there are classes.
+
+    Args:
+        recipe: says how many are kept.
+        source: the name of the data, for the error.
+        classes: C.
 
     Raises:
         RecipeError: it does.
     """
-    if (recipe.export.k or 1) > data.num_classes:
+    if (recipe.export.k or 1) > classes:
         raise RecipeError(
-            f"[export] k: found {recipe.export.k}, but {data.source.name} has {data.num_classes} classes",
-            cure="Set a smaller one.",
+            f"[export] k: found {recipe.export.k}, but {source} has {classes} classes", cure="Set a smaller one."
         )
 
 

@@ -17,6 +17,7 @@ from distill.report.runs import RECORD, Run, find_run, open_run
 from distill.stages.finished import STORE
 from distill.stages.settling import settle_student
 from distill.stages.student import STUDENTS, student_inputs, student_name
+from distill.stages.trial import arm_place, placed
 from distill.store.manifest import MANIFEST
 from distill.store.tensors import sha256_of_tensor
 from distill.training.events import Listener, files_read
@@ -43,8 +44,10 @@ def finished_cells(cells: Sequence[Cell], listener: Listener) -> dict[int, Run]:
     """
     known: dict[str, _Data] = {}
     found: dict[int, Run] = {}
-    for own in {digest(cell.recipe.data): cell.recipe for cell in reversed(cells)}.values():
-        _data(known, own, listener)  # what is missing is said before hours are spent
+    asking = {digest(cell.recipe.data): cell for cell in reversed(cells)}
+    for cell in asking.values():
+        with placed(arm_place(cell) if len(asking) > 1 else ""):
+            _data(known, cell.recipe, listener)  # what is missing is said before hours are spent
     for cell in cells:
         data = partial(_data, known, cell.recipe, listener)
         if cell.kind == "teacher":

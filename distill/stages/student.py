@@ -54,8 +54,8 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
         Interrupted: asked to stop; the same call goes on from there.
     """
     check_recipe(recipe, recipe.name)
-    more = [open_run(find_run(name, Path(recipe.checkpoints))) for name in recipe.student.more_teachers]
-    _refuse_runs(teacher, more)
+    _refuse_a_student(teacher)
+    more = more_teachers(recipe.student.more_teachers, Path(recipe.checkpoints), teacher.folder)
     if not recipe.student.online:
         _manifest_of(teacher)
     device = prepare_device(recipe)
@@ -129,14 +129,31 @@ def _state(folder: Path) -> Path:
     return folder / "state" / "student.safetensors"
 
 
-def _refuse_runs(teacher: Run, more: list[Run]) -> None:
-    """Students as teachers, and one teacher twice, whose mean with itself would say nothing."""
-    folders = [run.folder.resolve() for run in (teacher, *more)]
-    for run, folder in zip((teacher, *more), folders, strict=True):
-        if run.record.kind != "teacher":
-            raise RunError(f"{run.folder}: this is a student", cure=f"its teacher is {folder.parents[1]}.")
+def more_teachers(names: Sequence[str], checkpoints: Path, own: Path) -> list[Run]:
+    """The runs of a student's further teachers.
+
+    Args:
+        names: run folders, or names of runs.
+        checkpoints: where runs of a name lie.
+        own: the run folder of its own teacher, whose mean with itself would say nothing.
+
+    Raises:
+        RunError: one is no run, or a student's, or is named twice, or its logits are not exported.
+    """
+    more = [open_run(find_run(name, checkpoints)) for name in names]
+    folders = [own.resolve(), *(run.folder.resolve() for run in more)]
+    for run, folder in zip(more, folders[1:], strict=True):
+        _refuse_a_student(run)
         if folders.count(folder) > 1:
             raise RunError(f"{run.folder}: is named twice as a teacher", cure="use student.teacher_weights.")
+        _manifest_of(run)
+    return more
+
+
+def _refuse_a_student(run: Run) -> None:
+    """As a teacher."""
+    if run.record.kind != "teacher":
+        raise RunError(f"{run.folder}: this is a student", cure=f"its teacher is {run.folder.resolve().parents[1]}.")
 
 
 def _manifest_of(teacher: Run) -> Path:
