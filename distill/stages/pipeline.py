@@ -8,6 +8,7 @@ from distill.stages.export import export_teacher
 from distill.stages.imported import import_teacher
 from distill.stages.student import train_student
 from distill.stages.teacher import train_teacher
+from distill.stages.trial import refuse_student
 from distill.training.events import Listener
 
 
@@ -27,6 +28,12 @@ def run_imported(text: str, recipe: Recipe, listener: Listener, *, model: str | 
 
 
 def run_pipeline(recipe: Recipe, listener: Listener) -> tuple[Run, Run]:
-    """Teacher, export, student. Returns both run folders."""
+    """Teacher, export, student. Returns both run folders.
+
+    Raises:
+        UserError: anything that the user can mend; about the student, where it shows, before the teacher is trained.
+        Interrupted: asked to stop; the same call goes on from there.
+    """
+    refuse_student(recipe)
     teacher = run_teacher(recipe, listener)
     return teacher, train_student(teacher, recipe, listener)

@@ -16,6 +16,7 @@ from distill.data.loader import open_data
 from distill.errors import UserError
 from distill.labels.tables import check_start
 from distill.models import zoo
+from distill.recipe.checks import check_recipe
 from distill.recipe.digest import digest
 from distill.recipe.fields import key
 from distill.recipe.grid import Cell, grid
@@ -54,6 +55,19 @@ def arm_place(cell: Cell) -> str:
     compare = cell.recipe.compare
     # The control's recipe is that of the reference.
     return f"[compare.arms] {key(cell.arm if cell.arm in compare.arms else compare.first)}: " if compare.arms else ""
+
+
+def refuse_student(recipe: Recipe) -> None:
+    """Refuses a recipe whose student could not be trained, as far as that shows before its teacher is.
+
+    Raises:
+        UserError: the recipe breaks a rule; the data, the student's network, optimiser or other teachers cannot be had.
+    """
+    check_recipe(recipe, recipe.name)
+    shape, begun = _opened(recipe), (Path(recipe.checkpoints) / recipe.name / RECORD).exists()
+    try_student_network(recipe, shape, weights=not begun)  # a finished student asks no more for what it started from
+    try_optimizer("student", recipe.student)
+    try_more_teachers(recipe)
 
 
 def try_network(table: str, stage: StageRecipe, shape: Shape | None, *, weights: bool = True) -> None:

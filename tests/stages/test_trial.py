@@ -1,4 +1,4 @@
-"""What cannot be built is said before anything is trained: by `check` and `compare`, arm by arm."""
+"""What cannot be built is said before anything is trained: by `check`, `compare` and `run`, arm by arm."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import pytest
 from distill.errors import DataError, ModelError, RecipeError, RunError, UserError
 from distill.recipe.grid import grid
 from distill.recipe.schema import Recipe
+from distill.report.runs import Run
 from distill.stages import trial
 from distill.stages.check import check_plan
 from distill.stages.compare import compare, run_one
 from distill.stages.grid import finished_cells
+from distill.stages.pipeline import run_pipeline, run_teacher
 from distill.stages.plan import plan_grid
 from distill.training.events import Event
 
@@ -120,6 +122,32 @@ def test_data_that_a_cell_cannot_open_come_with_its_arm(tiny: Callable[..., Reci
     recipe = armed(tiny, {"plain": (), "many": ("data.train=5000",)})
     with pytest.raises(DataError, match=r"^\[compare\.arms\] many: data: asked for .* 5000"):
         finished_cells(grid(recipe), ignore)
+
+
+@pytest.mark.parametrize("name", [name for name, (field, _, _) in FAULTS.items() if field.startswith("student")])
+def test_a_run_with_no_possible_student_trains_no_teacher(
+    tiny: Callable[..., Recipe], tmp_path: Path, name: str
+) -> None:
+    field, error, said = FAULTS[name]
+    with pytest.raises(error) as found:
+        run_pipeline(tiny(field), ignore)
+    assert found.value.message.startswith(said)
+    assert not list(tmp_path.iterdir())
+    (problem,) = check_plan(tiny(field), "tiny.toml").problems
+    assert problem.startswith(said)
+
+
+def test_weights_are_not_asked_for_again_once_a_run_is_begun(
+    tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(*_: Any) -> Run:
+        raise AssertionError("begun")
+
+    recipe = tiny("student.pretrained=true")
+    run_teacher(tiny("teacher.epochs=1"), ignore, export=False)
+    monkeypatch.setattr("distill.stages.pipeline.train_teacher", begun)
+    with pytest.raises(AssertionError, match="begun"):
+        run_pipeline(recipe, ignore)
 
 
 def test_names_are_looked_up_where_the_images_are_unknown(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
