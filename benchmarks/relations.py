@@ -59,6 +59,13 @@ def interval(found: Summary) -> str:
     return f"mean {found.mean:.2f}, 95 % interval {found.interval[0]:.2f} to {found.interval[1]:.2f}, {found.n} seeds"
 
 
+def cells(found: RelationReport) -> str:
+    """Correlation and p; why there are none."""
+    if found.correlation is None:
+        return f"- ({found.missing}) | -"
+    return f"{found.correlation:.3f} | {found.p_value:.4f}"
+
+
 def section(named: str, beside: Path) -> str:
     """Markdown of one comparison, with its picture laid beside the page."""
     path, labels, confusions = named.rsplit(":", 2)
@@ -66,12 +73,15 @@ def section(named: str, beside: Path) -> str:
     name = folder.name.removesuffix("-compare")
     found = related(folder, labels, confusions, folder / "relations" / labels)
     text = SECTION.format(name=name, labels=labels, confusions=confusions)
-    text += "".join(f"| {a} | {b} | {r.correlation:.3f} | {r.p_value:.4f} |\n" for (a, b), r in found.items())
-    first = next(iter(found.values()))
-    values = summary([r.correlation for r in found.values()])
-    text += f"\nRank correlation over {first.pairs} pairs: {interval(values)}. The picture is of the first row.\n"
+    text += "".join(f"| {a} | {b} | {cells(r)} |\n" for (a, b), r in found.items())
+    values = [r.correlation for r in found.values() if r.correlation is not None]
+    if not values:
+        return f"{text}\nNo correlation, so no picture: a table of each row is constant.\n"
+    first = next(r for r in found.values() if r.picture is not None)
+    which = "the first row" if first is next(iter(found.values())) else "the first row that has a correlation"
+    text += f"\nRank correlation over {first.pairs} pairs: {interval(summary(values))}. The picture is of {which}.\n"
     picture = beside / f"relations-{name}-{labels}.png"
-    shutil.copyfile(first.picture, picture)
+    shutil.copyfile(str(first.picture), picture)
     return text + f"\n![learned labels and confusions]({picture.name})\n"
 
 

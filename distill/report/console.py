@@ -15,7 +15,7 @@ from rich.text import Text
 from distill.report.comparison import Comparison
 from distill.report.comparison_folder import PAGE
 from distill.report.comparison_table import rich_table, shown_verdicts, unfinished_lines
-from distill.report.label_report import LabelReport, printable
+from distill.report.label_report import LabelReport, RelationReport, printable
 from distill.report.labels import Judged
 from distill.report.runs import Run
 
@@ -108,15 +108,20 @@ def print_labels(console: Console, report: LabelReport) -> None:
         console.print(_suspects(report))
         console.print(_CONFIDENCE, highlight=False)
     if (found := report.relation) is not None:
-        _line(
-            console,
-            f"what the labels hold alike, against what {found.other} confuses: rank correlation "
-            f"{found.correlation:.2f} over {found.pairs:,} pairs of classes, p = {found.p_value:.2g}; {found.picture}",
-        )
+        _line(console, f"what the labels hold alike, against what {found.other} confuses: {_correlation(found)}")
     for name, path in report.files.items():
         _line(console, f"{name.replace('_', ' ')}: {path}")
     for note in report.notes:
         _line(console, f"note: {printable(note)}")
+
+
+def _correlation(found: RelationReport) -> str:
+    if found.correlation is None:
+        return f"no correlation: {found.missing}"
+    return (
+        f"rank correlation {found.correlation:.2f} over {found.pairs:,} pairs of classes, p = {found.p_value:.2g}; "
+        f"{found.picture}"
+    )
 
 
 def _judgement(judged: Judged) -> str:

@@ -16,6 +16,7 @@ from distill.report.relations import Relation
 _COLUMNS = 3  # panels beside each other
 _DECADES = 3  # that the colours of a heat map reach over
 _NAMED = 8  # pairs of classes that a chart names
+_MARKS = 9  # numbers along an axis
 _BLUE, _ORANGE = "#0969da", "#bc4c00"
 
 
@@ -173,25 +174,32 @@ def confidence_histogram(
 def relation_chart(path: Path, learned: Any, confusion: Any, names: Sequence[str], found: Relation) -> None:
     """Each ordered pair of different classes: what a label learned for it, against how often another network takes it.
 
+    Logarithmic, with a place of its own for 0: every pair that was counted is drawn.
+
     Args:
         path: a PNG.
         learned: mean learned labels, [C, C].
         confusion: shares of the true classes' test images, [C, C].
         names: of the C classes.
         found: how well they agree.
+
+    Raises:
+        ValueError: there is no correlation, as one of the tables is constant.
     """
+    if found.correlation is None:
+        raise ValueError(f"relation_chart: nothing to draw, {found.missing}")
     figure = new_figure(7.6, 4.8)
     axis = figure.subplots()
     off = ~np.eye(len(names), dtype=bool)
-    floor = 0.5 * min(
-        confusion[off & (confusion > 0)].min(initial=1.0), 1e-2
-    )  # pairs that are never confused: at the edge
-    axis.loglog(learned[off], np.maximum(confusion[off], floor), ".", color=_BLUE, markersize=4, alpha=0.6)
-    pairs = np.argwhere(off)
-    shown = pairs[np.argsort(-(learned * confusion)[off])[:_NAMED]]
+    # What lies at 0 lies on the frame, which is not to cut it.
+    axis.plot(learned[off], confusion[off], ".", color=_BLUE, markersize=4, alpha=0.6, clip_on=False)
+    _scale(axis, "x", learned[off])
+    _scale(axis, "y", confusion[off])
+    pairs, both = np.argwhere(off), (learned * confusion)[off]
+    shown = pairs[[place for place in np.argsort(-both)[:_NAMED] if both[place] > 0]]
     # Names beside the chart: the pairs that matter lie together, where names at the points would lie on each other.
     for number, (one, other) in enumerate(shown.tolist(), start=1):
-        at = (learned[one, other], max(confusion[one, other], floor))
+        at = (learned[one, other], confusion[one, other])
         axis.annotate(str(number), at, fontsize=7, xytext=(3, 3), textcoords="offset points")
         text = f"{number}  {short(names[one], 12)} \u2192 {short(names[other], 12)}"
         line = 1.0 - 0.045 * (number - 1)
@@ -206,3 +214,27 @@ def relation_chart(path: Path, learned: Any, confusion: Any, names: Sequence[str
     axis.grid(color="#d1d9e0", linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
     save(figure, path)
+
+
+def _scale(axes: Any, letter: str, values: NDArray[np.floating[Any]]) -> None:
+    """Logarithmic along "x" or "y"; where some values are 0, from the least other one on, and 0 has its own tick."""
+    least, most = float(values.min(where=values > 0, initial=math.inf)), float(values.max())
+    scale, ticks = getattr(axes, f"set_{letter}scale"), getattr(axes, f"set_{letter}ticks")
+    marks = _marks(least, most)
+    if values.min() > 0:
+        scale("log")
+    else:
+        # Between 0 and the least value there is nothing: room for a step, and no tick.
+        scale("symlog", linthresh=least, linscale=0.4)
+        axes.set(**{f"{letter}lim": (0, 1.2 * most)})
+        marks = [0.0, *marks]
+    ticks(marks, labels=[f"{mark:.3g}" for mark in marks])
+    ticks([], minor=True)
+
+
+def _marks(least: float, most: float) -> list[float]:
+    """Round numbers from the one to the other, few enough for their labels; the least where there is none."""
+    steps = (1, 2, 5) if most < 1e3 * least else (1,)
+    powers = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    marks = [step * 10.0**power for power in powers for step in steps if least <= step * 10.0**power <= most]
+    return marks[:: -(-len(marks) // _MARKS)] if marks else [least]

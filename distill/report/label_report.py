@@ -40,10 +40,11 @@ class RelationReport:
     """Whether the classes that labels hold alike are those that another network confuses; see `report.relations`."""
 
     other: str  # run folder of that network
-    correlation: float  # Spearman's rho over the pairs of classes
-    p_value: float
+    correlation: float | None  # Spearman's rho over the pairs of classes; None: a table is constant
+    p_value: float | None
     pairs: int
-    picture: str
+    picture: str | None  # None: there is nothing to draw
+    missing: str  # why there is no correlation; "" where there is one
 
 
 @dataclass(frozen=True)

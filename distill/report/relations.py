@@ -11,20 +11,24 @@ from scipy import stats
 
 Matrix = NDArray[np.floating[Any]]
 
+_ROUNDING = 1e-6  # of the largest entry: means of equal float32 labels differ by as much
+
 
 @dataclass(frozen=True)
 class Relation:
     """How far two tables over the same classes order the pairs of classes alike.
 
     Attributes:
-        correlation: Spearman's rho over all ordered pairs of different classes; 0 where a table says nothing.
-        p_value: share of renamings of one table's classes that correlate at least as well: Mantel's test.
+        correlation: Spearman's rho over all ordered pairs of different classes; None where a table is constant.
+        p_value: share of renamings of a table's classes that correlate at least as well: Mantel's test; None likewise.
         pairs: C (C - 1).
+        missing: why there is no correlation; "" where there is one.
     """
 
-    correlation: float
-    p_value: float
+    correlation: float | None
+    p_value: float | None
     pairs: int
+    missing: str = ""
 
 
 def relation(learned: Matrix, confusion: Matrix, *, renamings: int = 9999, seed: int = 0) -> Relation:
@@ -43,6 +47,9 @@ def relation(learned: Matrix, confusion: Matrix, *, renamings: int = 9999, seed:
     if classes < 3:
         raise ValueError(f"relation: found {classes} classes, expected 3 or more: the pairs of two are no sample")
     off = ~np.eye(classes, dtype=bool)
+    pairs = int(off.sum())
+    if missing := _missing(learned[off], confusion[off]):
+        return Relation(None, None, pairs, missing)
     # Ranks are taken once: a renaming moves them.
     first, second = (_ranks(table, off) for table in (learned, confusion))
     found = _correlation(first[off], second[off])
@@ -51,7 +58,7 @@ def relation(learned: Matrix, confusion: Matrix, *, renamings: int = 9999, seed:
     for _ in range(renamings):
         order = generator.permutation(classes)
         as_good += _correlation(first[np.ix_(order, order)][off], second[off]) >= found - 1e-12
-    return Relation(found, (as_good + 1) / (renamings + 1), int(off.sum()))
+    return Relation(found, (as_good + 1) / (renamings + 1), pairs)
 
 
 def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], classes: int) -> Matrix:
@@ -62,6 +69,19 @@ def confusion_matrix(true: NDArray[np.int64], predicted: NDArray[np.int64], clas
     return shares
 
 
+def _missing(learned: Matrix, confusion: Matrix) -> str:
+    """Which of the two orders no pairs, in words; "" where both do. Ranks of rounding would be a correlation of it."""
+    if _constant(confusion):
+        if not confusion.any():
+            return "the other network confuses no class with another"
+        return "the other network confuses all pairs of classes alike"
+    return "the learned labels do not differ between the pairs of classes" if _constant(learned) else ""
+
+
+def _constant(entries: Matrix) -> bool:
+    return bool(np.ptp(entries) <= _ROUNDING * np.abs(entries).max())
+
+
 def _ranks(table: Matrix, off: NDArray[np.bool_]) -> Matrix:
     """Ranks of the entries off the diagonal, equal ones sharing theirs; [C, C]."""
     ranks = np.zeros(table.shape)
@@ -70,7 +90,6 @@ def _ranks(table: Matrix, off: NDArray[np.bool_]) -> Matrix:
 
 
 def _correlation(one: Matrix, other: Matrix) -> float:
-    """Pearson's; 0 where one of them is constant."""
+    """Pearson's; neither is constant."""
     one, other = one - one.mean(), other - other.mean()
-    size = np.sqrt((one * one).sum() * (other * other).sum())
-    return float((one * other).sum() / size) if size > 0 else 0.0
+    return float((one * other).sum() / np.sqrt((one * one).sum() * (other * other).sum()))

@@ -27,7 +27,7 @@ from distill.report.labels import (
 from distill.report.runs import METRICS, Run
 from distill.stages.finished import STORE
 from distill.stages.label_data import LabelRows, label_rows, labels_of, no_learned_labels
-from distill.stages.relations import relate
+from distill.stages.relations import PICTURE, relate
 from distill.stages.student import STUDENTS
 from distill.store.atomic import writable_folder, write_bytes
 from distill.store.manifest import LABELS_FOLDER
@@ -82,6 +82,8 @@ def look_at_labels(
         files["epochs"] = folder / "label_epochs.png"
     else:
         notes.append(f"no chart of the epochs: {run.folder / METRICS} says nothing of labels")
+    if relation is not None and relation.picture is None:
+        notes.append(f"no picture of class relations: {relation.missing}{_earlier(folder / PICTURE)}")
     return LabelReport(
         run=str(run.folder),
         kind=labels.kind,
@@ -189,7 +191,7 @@ def _write_suspects(
         _draw_sheet(folder / SHEET, seen, shown, planted=planted)
         files["contact_sheet"] = folder / SHEET
     except DataError as error:
-        older = f"; {folder / SHEET} is an earlier one" if (folder / SHEET).exists() else ""
+        older = _earlier(folder / SHEET)
         notes.append(f"no contact sheet: {error.message}; --set data.root=PATH names another place{older}")
     if seen.data is None and (folder / LIST).exists():
         notes.append(f"{folder / LIST} is left as it is: names of files and classes come from the data")
@@ -199,6 +201,11 @@ def _write_suspects(
     files["confidence"] = folder / "label_confidence.png"
     confidence_histogram(files["confidence"], seen.rows.confidence, seen.rows.suspected, len(seen.names))
     return files, notes
+
+
+def _earlier(path: Path) -> str:
+    """Of a file that was not made this time, for the end of a note."""
+    return f"; {path} is an earlier one" if path.exists() else ""
 
 
 def _draw_sheet(path: Path, seen: LabelRows, shown: Indices, *, planted: bool) -> None:

@@ -22,6 +22,8 @@ from distill.stages.label_data import labels_of, no_learned_labels
 from distill.training.device import prepare_device
 from distill.training.events import Listener, files_read
 
+PICTURE = "label_relations.png"
+
 
 def relate(run: Run, recipe: Recipe, other: Run, listener: Listener, folder: Path) -> RelationReport:
     """Compares the class means of learned labels with the confusion matrix of another run's teacher on its test part.
@@ -58,9 +60,13 @@ def relate(run: Run, recipe: Recipe, other: Run, listener: Listener, folder: Pat
     confusion = confusion_on_test(network, as_teacher_sees(data, theirs), theirs.export.batch_size, device)
     means = learned_means(labels.averaged, labels.given, labels.kind)
     found = relation(means, confusion)
-    path = folder / "label_relations.png"
-    relation_chart(path, means, confusion, data.source.classes, found)
-    return RelationReport(str(other.folder), found.correlation, found.p_value, found.pairs, str(path))
+    picture = None
+    if found.correlation is not None:
+        picture = str(folder / PICTURE)
+        relation_chart(folder / PICTURE, means, confusion, data.source.classes, found)
+    return RelationReport(
+        str(other.folder), found.correlation, found.p_value, found.pairs, picture=picture, missing=found.missing
+    )
 
 
 def learned_means(averaged: Tensor, given: Tensor, kind: str) -> Table:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from distill.report.console import console, print_comparison, print_labels, print_runs
-from distill.report.label_report import Confusion, LabelReport, Suspect
+from distill.report.label_report import Confusion, LabelReport, RelationReport, Suspect
 from distill.report.labels import Judged
 from tests.report.made import METRICS, made
 
@@ -124,3 +124,16 @@ def test_long_paths_leave_the_numbers_whole() -> None:
     text = raw.getvalue().decode()
     assert text.count("1234567") == text.count("0.988") == text.count("0.012") == 2
     assert "…" not in text
+
+
+def test_learned_labels_against_another_network() -> None:
+    told = []
+    for numbers in ((0.123, 0.04, 6, "a.png", ""), (None, None, 6, None, "the other network confuses nothing")):
+        wide = Console(file=io.StringIO(), width=200)
+        print_labels(wide, looked_at(relation=RelationReport("runs/b", *numbers)))
+        told.append(next(line for line in wide.file.getvalue().splitlines() if "runs/b" in line))
+    before = "what the labels hold alike, against what runs/b confuses: "
+    assert told == [
+        f"{before}rank correlation 0.12 over 6 pairs of classes, p = 0.04; a.png",
+        f"{before}no correlation: the other network confuses nothing",
+    ]

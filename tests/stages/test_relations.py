@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from distill.data.loader import open_data, ordered_batches
 from distill.errors import RunError
 from distill.report.relations import relation
+from distill.stages import relations
 from distill.stages.finished import load_teacher
 from distill.stages.labels import look_at_labels
 from distill.stages.relations import confusion_on_test, learned_means
@@ -58,3 +61,28 @@ def test_a_network_of_the_same_seed_is_not_independent(tiny) -> None:
         look_at_labels(run, recipe, ignore, against=other)
     assert "seed=1" in caught.value.cure
     assert not list((run.folder / "figures").iterdir())  # refused before anything is drawn
+
+
+def test_where_the_other_network_confuses_nothing_there_is_no_correlation(tiny, monkeypatch) -> None:
+    recipe = tiny()
+    run = train_teacher(recipe, ignore)
+    other = train_teacher(tiny("name=other", "seed=1", "teacher.labels.rule=onehot"), ignore)
+    earlier = run.folder / "figures/label_relations.png"
+    assert look_at_labels(run, recipe, ignore, against=other).relation is not None
+    assert earlier.exists()
+    monkeypatch.setattr(relations, "confusion_on_test", lambda *given: np.eye(10))
+    for earlier_one in (f"; {earlier} is an earlier one", ""):
+        report = look_at_labels(run, recipe, ignore, against=other)
+        found = json.loads(json.dumps(report.record()))["relation"]
+        why = "the other network confuses no class with another"
+        assert found == {
+            "other": str(other.folder),
+            "correlation": None,
+            "p_value": None,
+            "pairs": 90,
+            "picture": None,
+            "missing": why,
+        }
+        assert f"no picture of class relations: {why}{earlier_one}" in report.notes
+        earlier.unlink(missing_ok=True)
+    assert not earlier.exists()
