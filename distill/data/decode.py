@@ -117,6 +117,9 @@ def decode(content: bytes, size: int) -> npt.NDArray[np.uint8]:
     except UnidentifiedImageError as error:
         # Pillow's own message holds an address in memory.
         raise Undecodable(f"none of {', '.join(_FORMATS)}, or its header is damaged") from error
+    except Image.DecompressionBombError as error:
+        # Pillow's own message names twice as many: up to there it only warns, and the check above refuses.
+        raise Undecodable(f"more pixels than the {Image.MAX_IMAGE_PIXELS} that are accepted") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
         reason = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
         raise Undecodable(reason) from error
