@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -95,7 +97,11 @@ class StudentTask:
         )
 
     def step(self, batch: Batch, epoch: int, number: int) -> dict[str, Tensor]:
-        """See `Task`."""
+        """See `Task`.
+
+        Raises:
+            RunError: torch cannot compile the student.
+        """
         lesson = self._lesson(batch, number)
         told: dict[str, Tensor] = {}
         self.update.clear()
@@ -103,9 +109,11 @@ class StudentTask:
         parts = min(self.recipe.student.micro_batches, max(1, len(batch.given) // 2))
         for place, (rows, part) in enumerate(lesson.parts(parts)):
             share = (rows.stop - rows.start) / len(batch.given)
-            outputs = self._outputs(batch.images[rows], derive(self.seed, "student-forward", number, place))
+            with self._compiling():
+                outputs = self._outputs(batch.images[rows], derive(self.seed, "student-forward", number, place))
             losses = self.criterion(outputs, part, epoch)
-            self.update.add(losses["loss"] * share)
+            with self._compiling():
+                self.update.add(losses["loss"] * share)
             if part.teacher is not None:
                 losses |= teaching_metrics(outputs.logits.detach(), part.teacher.logits)
             told = {name: told.get(name, 0.0) + share * value.detach() for name, value in losses.items()}
@@ -126,14 +134,26 @@ class StudentTask:
         """The student's logits, and what else the loss reads of it."""
         precision = self.recipe.student.precision
         with self.inside as inside:
-            try:
-                logits = training_forward(self.forward, images, seed=seed, precision=precision).float()
-            except torch._dynamo.exc.TorchDynamoException as error:
-                raise RunError(
-                    f"[student] compile: torch cannot compile {self.spec.name}: {str(error).splitlines()[0]}",
-                    cure="set student.compile=false, or install the C++ compiler that torch.compile needs.",
-                ) from error
+            logits = training_forward(self.forward, images, seed=seed, precision=precision).float()
             return Outputs(logits, inside.features, inside.maps)
+
+    @contextmanager
+    def _compiling(self) -> Iterator[None]:
+        """Around the forward and the backward pass: torch compiles each when it is first run.
+
+        Raises:
+            RunError: it cannot.
+        """
+        try:
+            yield
+        except Exception as error:
+            if not self.recipe.student.compile or not isinstance(error, _compile_failures()):
+                raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise RunError(
+                f"[student] compile: torch cannot compile {self.spec.name}: {reason}",
+                cure="set student.compile=false, or install the C++ compiler that torch.compile needs.",
+            ) from error
 
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """See `Task`."""
@@ -153,3 +173,13 @@ class StudentTask:
         self.criterion.load_state_dict(state["criterion"])
         if self.ema is not None:
             self.ema.module.load_state_dict(state["ema"])
+
+
+def _compile_failures() -> tuple[type[Exception], ...]:
+    """What torch.compile raises. Looked up when something has failed: the modules are private, and load slowly."""
+    found: list[type[Exception]] = []
+    # Inductor wraps a compiler's error in one of dynamo's as a rule, not always.
+    for module, name in (("torch._dynamo.exc", "TorchDynamoException"), ("torch._inductor.exc", "CppCompileError")):
+        with suppress(ImportError, AttributeError):
+            found.append(getattr(import_module(module), name))
+    return tuple(found)

@@ -185,9 +185,8 @@ def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener,
     sums: dict[str, Tensor] = {}
     told: Counter[str] = Counter()
     for batch in task.batches(progress.epoch, progress.step):
-        number = progress.epoch * plan.steps + progress.step
-        plan.schedule.step_update(number)
-        losses = task.step(batch, progress.epoch, number)
+        plan.schedule.step_update(progress.epoch * plan.steps + progress.step)
+        losses = _step(task, plan, progress, batch, stop)
         for name, loss in losses.items():
             sums[name] = sums[name] + loss.double() if name in sums else loss.double()
         told.update(losses.keys())
@@ -206,6 +205,22 @@ def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener,
                 raise Interrupted(plan.stage, f"in epoch {progress.epoch + 1} after step {progress.step}")
     progress.epoch_seconds += time.monotonic() - began
     _add(progress, sums, told)
+
+
+def _step(task: Task, plan: Plan, progress: Progress, batch: Batch, stop: StopRequest) -> dict[str, Tensor]:
+    """One step of the task.
+
+    Raises:
+        Interrupted: it failed after somebody asked to stop: Ctrl-C goes to the compilers that torch has started, too.
+            Half a step is not saved.
+    """
+    try:
+        return task.step(batch, progress.epoch, progress.epoch * plan.steps + progress.step)
+    except RunError as error:
+        if not stop:
+            raise
+        where = f"within step {progress.step + 1} of epoch {progress.epoch + 1}, back where it was last saved"
+        raise Interrupted(plan.stage, where) from error
 
 
 def _look(task: Task, plan: Plan, progress: Progress, losses: dict[str, Tensor]) -> dict[str, float]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -307,6 +309,67 @@ def test_the_command_line_takes_another_loss_with_its_own_settings(teacher: Run,
 def test_a_compiled_student_learns_the_same(student) -> None:
     plain, compiled = student(), student("student.compile=true")
     assert epochs_of(plain)[-1]["loss"] == pytest.approx(epochs_of(compiled)[-1]["loss"], rel=1e-2)
+
+
+class _Uncompiled(torch.nn.Module):
+    """A compiled network of which one pass cannot be compiled."""
+
+    def __init__(self, model: torch.nn.Module, of: str, failure: Callable[[], Exception]) -> None:
+        super().__init__()
+        self.model, self.of, self.failure = model, of, failure
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.of == "forward":
+            raise self.failure()
+        logits = self.model(images)
+        logits.register_hook(self._fail)
+        return logits
+
+    def _fail(self, gradient: torch.Tensor) -> None:
+        raise self.failure()
+
+
+def _failures() -> dict[str, Callable[[], Exception]]:
+    from torch._dynamo.exc import InternalTorchDynamoError
+    from torch._inductor.exc import CppCompileError, InductorError
+
+    return {
+        "dynamo": lambda: InternalTorchDynamoError(""),
+        "compiler": lambda: CppCompileError(["g++"], "no space left"),
+        "inductor": lambda: InductorError(CppCompileError(["g++"], "no space left"), None),
+        "other": lambda: RuntimeError("something else"),
+    }
+
+
+@pytest.mark.parametrize("of", ["forward", "backward"])
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [("dynamo", "InternalTorchDynamoError"), ("compiler", "C++ compile error"), ("inductor", "CppCompileError: C++")],
+)
+def test_a_student_that_cannot_be_compiled(student, monkeypatch, of: str, failure: str, said: str) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model: _Uncompiled(model, of, _failures()[failure]))
+    with pytest.raises(RunError) as caught:
+        student("student.compile=true")
+    assert caught.value.message.startswith(f"[student] compile: torch cannot compile resnet8: {said}")
+    assert "student.compile=false" in caught.value.cure
+
+
+@pytest.mark.parametrize("of", ["forward", "backward"])
+def test_other_failures_of_a_compiled_student_stay_what_they_are(student, monkeypatch, of: str) -> None:
+    monkeypatch.setattr(torch, "compile", lambda model: _Uncompiled(model, of, _failures()["other"]))
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        student("student.compile=true")
+
+
+@pytest.mark.parametrize("of", ["forward", "backward"])
+def test_ctrl_c_while_a_student_is_compiled_is_an_interruption(student, monkeypatch, of: str) -> None:
+    def interrupted() -> Exception:
+        signal.raise_signal(signal.SIGINT)  # the terminal sends it to the compiler, too, which ends by it
+        return _failures()["inductor"]()
+
+    monkeypatch.setattr(torch, "compile", lambda model: _Uncompiled(model, of, interrupted))
+    with pytest.raises(Interrupted, match=r"student interrupted within step 1 of epoch 1, .*the same command goes on"):
+        student("student.compile=true")
 
 
 def test_one_soft_teacher_makes_the_mean_soft(tiny) -> None:
