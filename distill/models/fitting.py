@@ -114,10 +114,11 @@ def search(request: Request) -> Trial:
         trials.append(_confirm(trial, request) if trial.enough else trial)
         if trials[-1].enough:
             return trials[-1]
-    working = [trial for trial in trials if not trial.failure]
-    for trial in sorted(working, key=lambda trial: -trial.positions):
-        if not _confirm(trial, request).failure:
-            return trial
+    working = [place for place, trial in enumerate(trials) if not trial.failure]
+    for place in sorted(working, key=lambda place: -trials[place].positions):
+        trials[place] = _confirm(trials[place], request)  # kept: if all fail, why is told
+        if not trials[place].failure:
+            return trials[place]
     _check_given(request, common)
     raise _nothing_fits(request, trials, common)
 
@@ -304,7 +305,11 @@ def _nothing_fits(request: Request, trials: list[Trial], common: Mapping[str, Js
         shown.append(f"and {len(ran) - _TRIALS_TOLD} more ways")
     tried = "\n    ".join(shown)
     size = request.image_size
+    cure = "Choose another model or image size, or give its own arguments for the size"
+    if request.given and len({trial.failure for trial in ran}) == 1:
+        # Whatever the size is made of: then the size may not be to blame.
+        cure = f"Look at model_args first, {request.given}, as every way fails alike. {cure}"
     return ModelError(
         f"model {request.name!r} does not take {request.channels} x {size} x {size} images; tried\n    {tried}",
-        cure="Choose another model or image size, or give its own arguments for the size",
+        cure=cure,
     )

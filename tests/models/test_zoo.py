@@ -1,4 +1,5 @@
 import datetime
+import itertools
 import json
 import time
 
@@ -9,7 +10,7 @@ import timm
 import torch
 
 from distill.errors import ModelError
-from distill.models import weights, zoo
+from distill.models import fitting, weights, zoo
 
 
 def _fit(name: str, side: int = 32, channels: int = 3, **arguments: object) -> zoo.ModelSpec:
@@ -162,6 +163,33 @@ def test_unknown_names(name: str, told: str) -> None:
 def test_a_size_that_the_images_do_not_have() -> None:
     with pytest.raises(ModelError, match="does not take 3 x 32 x 32 images"):
         _fit("test_vit_relpos", img_size=31)
+
+
+@pytest.mark.parametrize(("name", "side"), [("test_vit", 16), ("test_byobnet", 32)])
+def test_arguments_that_fail_only_with_real_numbers(name: str, side: int) -> None:
+    with pytest.raises(ModelError, match="does not take") as caught:
+        _fit(name, side, drop_path_rate=7)
+    ways = [line for line in caught.value.message.splitlines()[1:] if " with {" in line]
+    assert ways
+    assert all("expects p to be in [0, 1]" in way for way in ways)
+    assert "model_args first, {'drop_path_rate': 7}" in caught.value.cure
+
+
+@pytest.mark.parametrize(
+    ("arguments", "alike", "blamed"), [({}, True, False), ({"depth": 1}, False, False), ({"depth": 1}, True, True)]
+)
+def test_arguments_are_blamed_where_there_are_some_and_all_fails_alike(
+    monkeypatch: pytest.MonkeyPatch, arguments: dict[str, int], alike: bool, blamed: bool
+) -> None:
+    numbers = itertools.count()
+
+    def fail(*given: object) -> int:
+        raise ValueError("too small" if alike else f"too small {next(numbers)}")
+
+    monkeypatch.setattr(fitting, "_run", fail)
+    with pytest.raises(ModelError, match="does not take") as caught:
+        _fit("test_vit", 32, **arguments)
+    assert ("model_args" in caught.value.cure) == blamed
 
 
 def test_a_deprecated_name_is_brought_up_to_date() -> None:
