@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -94,6 +95,11 @@ def batches(logits: Tensor, first: int, size: int) -> list[Batch]:
         )
         for part, r in zip(logits.split(size), rows.split(size), strict=True)
     ]
+
+
+def test_the_guide_says_where_the_search_ends() -> None:
+    guide = Path(__file__).parents[2] / "docs/guide/comparing.md"
+    assert f"from {BOUNDS[0]:g} to {BOUNDS[1]:g}" in " ".join(guide.read_text().split())
 
 
 def test_the_temperature_is_of_validation_and_the_scores_of_test() -> None:
