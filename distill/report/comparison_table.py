@@ -133,8 +133,9 @@ def caption(comparison: Comparison) -> str:
     over = several if len(seeds) > 1 else f"one seed ({seeds[0]}), so no interval can be given"
     text = (
         f"Test part, {over}. Accuracy, NLL and ECE after the last epoch; 'best epoch' is the test accuracy of the "
-        "epoch that validation chose. Labels right: share of the training labels that are true, given -> learned."
+        "epoch that validation chose. Labels right: share of the training labels that are true, given -> learned"
     )
+    text += ", or, where nobody knows, that moved." if any(map(_only_moved, comparison.rows)) else "."
     if comparison.recipe.compare.students:
         weighed = comparison.recipe.compare.weights
         text += f" Validation chose each teacher's temperature{', loss and weight' if weighed else ' and loss'}."
@@ -235,11 +236,15 @@ def _labels_right(row: Row) -> str:
         return ""
     before, after = (mean_of(row, Column("", name, 100, 1)) for name in ("given_right", "labels_right"))
     if after == "-":
-        if before == "-":  # the truth is not known
-            moved = _mean(row, "labels_moved")
-            return moved if moved == "-" else f"{moved} moved"
+        if before == "-":
+            return f"{_mean(row, 'labels_moved')} moved" if _only_moved(row) else "-"
         return f"{_mean(row, 'given_right')} (fixed)"
     return f"{_mean(row, 'given_right')} -> {after} ({_mean(row, 'labels_moved')} moved)"
+
+
+def _only_moved(row: Row) -> bool:
+    """Whether all that is known of a teacher's learned labels is how many moved, as nobody knows the truth."""
+    return row.network == "teacher" and not row.values("given_right") and bool(row.values("labels_moved"))
 
 
 def _mean(row: Row, metric: str) -> str:

@@ -121,6 +121,10 @@ def test_where_nobody_knows_the_truth_only_what_moved_is_told() -> None:
     assert "| 30.0 moved |" in text
     assert "| instance | - | - | 30.0 ± 0.0 | - | - |" in text
     assert "| onehot | -" not in text.partition("## Labels")[2]
+    assert "that are true, given -> learned, or, where nobody knows, that moved. Less onehot" in text
+    for known in (METRICS, fixed):
+        plain = markdown(made("compare.students=false", metrics=lambda cell, known=known: known))
+        assert "that are true, given -> learned. Less onehot" in plain
 
 
 def test_only_what_is_not_run_goes_unsaid() -> None:
