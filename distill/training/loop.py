@@ -321,6 +321,9 @@ def _restore(task: Task, plan: Plan) -> Progress:
         task.optimizer.load_state_dict(state["optimizer"])
         _lay_out(task.optimizer)
         task.load_state_dict(state["task"])
-        return Progress(**state["progress"])
+        progress = Progress(**state["progress"])
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise StoreError(f"{plan.state}: this resume state does not fit: {error}", cure=cure) from error
+    # A state that is older than `told` has its losses from every step.
+    progress.told = progress.told or dict.fromkeys(progress.sums, progress.step)
+    return progress

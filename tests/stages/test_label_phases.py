@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from distill.data.loader import open_data
 from distill.errors import RecipeError
 from distill.recipe.checks import check_recipe
 from distill.stages.teacher import TeacherTask, all_rows, train_teacher
+from distill.store.checkpoint import load_state, save_state
 from distill.store.labels import LearnedLabels, read_labels
 from distill.training.interrupt import Interrupted
 from tests.stages.test_resume import StopAt, ignore, same
@@ -64,6 +66,19 @@ def test_the_judges_loss_is_the_mean_of_the_steps_that_judge(tiny) -> None:
     with pytest.raises(Interrupted):
         train_teacher(recipe, StopAt("teacher", 1, 1))
     assert train_teacher(recipe, ignore).metrics("teacher")["meta_loss"] == pytest.approx(losses[1], rel=1e-9)
+
+
+def test_a_state_that_does_not_count_losses_is_gone_on_with(tiny) -> None:
+    whole = train_teacher(tiny("name=whole", "teacher.epochs=2"), ignore).metrics("teacher")
+    recipe = tiny("name=older", "teacher.epochs=2")
+    with pytest.raises(Interrupted):
+        train_teacher(recipe, StopAt("teacher", 1, 2))
+    path = Path(recipe.checkpoints) / "older" / "state" / "teacher.safetensors"
+    state = load_state(path)
+    del state["progress"]["told"]
+    save_state(path, state)
+    again = train_teacher(recipe, ignore).metrics("teacher")
+    assert [again[name] for name in ("loss", "meta_loss")] == pytest.approx([whole["loss"], whole["meta_loss"]])
 
 
 @pytest.mark.parametrize("told", [False, True])
