@@ -81,9 +81,11 @@ def _read_csv(path: Path, true: Tensor, classes: tuple[str, ...]) -> Tensor:
             raise DataError(f"{path}:{line}: index {index_text!r}, expected 0 to {len(true) - 1}")
         if index in line_of:
             raise DataError(f"{path}:{line}: index {index} again, it is also in line {line_of[index]}")
-        label = numbers.get(label_text, None if named else _number(label_text))
+        # A name may begin or end with spaces; where none is just so, they are those of the file's writer.
+        bare = label_text.strip()
+        label = numbers.get(label_text, numbers.get(bare, None if named else _number(bare)))
         if label is None or label >= len(classes):
-            raise DataError(f"{path}:{line}: label {label_text!r}, expected {expected}")
+            raise DataError(f"{path}:{line}: label {bare!r}, expected {expected}")
         line_of[index] = line
         labels[index] = label
     return labels
@@ -94,15 +96,16 @@ def _csv_rows(path: Path) -> list[tuple[int, tuple[str, str]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
-            rows = [(reader.line_num, [field.strip() for field in row]) for row in reader]
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read: {error}", cure=_FORMATS) from error
-    if not rows or rows[0][1] != ["index", "label"]:
-        found = ",".join(rows[0][1]) if rows else "nothing"
+    header = [field.strip() for field in rows[0][1]] if rows else ["nothing"]
+    if header != ["index", "label"]:
+        found = ",".join(header)
         raise DataError(f"{path}:1: header {found!r}, expected 'index,label'", cure=_FORMATS)
     pairs = []
     for line, row in rows[1:]:
         if len(row) != 2:
             raise DataError(f"{path}:{line}: {len(row)} fields, expected 2: index,label")
-        pairs.append((line, (row[0], row[1])))
+        pairs.append((line, (row[0].strip(), row[1])))
     return pairs

@@ -21,6 +21,7 @@ _SHARED = ("name", "seed", "checkpoints", "compare")  # what every arm of a comp
 def compare_problems(recipe: Recipe, comparing: bool) -> Iterator[str]:
     """Every rule about `[compare]` that the recipe breaks, one line each; arguments as for `checks.problems`."""
     yield from _arms(recipe)
+    yield from _imported(recipe)
     yield from _reference(recipe.compare)
     yield from _lists(recipe.compare)
     if comparing:
@@ -59,6 +60,15 @@ def arm_problems(recipe: Recipe, assignments: Sequence[str]) -> list[str]:
     except RecipeError as error:
         return [line.removeprefix("override ") for line in error.message.splitlines()]
     return []
+
+
+def _imported(recipe: Recipe) -> Iterator[str]:
+    for name, arm in _made(recipe).items():
+        if source := arm.teacher.imported.source:
+            yield (
+                f"[compare.arms] {key(name)}: [teacher.imported] source: found {json.dumps(source)}, but the teachers "
+                "of a comparison are trained by it; leave it out"
+            )
 
 
 def _reference(compare: CompareRecipe) -> Iterator[str]:

@@ -16,23 +16,19 @@ import torch
 from distill.data.loader import ImageData, open_data, steps_per_epoch
 from distill.data.views import in_words, view_count
 from distill.errors import RecipeError, UserError
-from distill.labels.tables import check_start
 from distill.models import zoo
-from distill.models.features import feature_width
-from distill.models.maps import find_stages
-from distill.models.zoo import ModelSpec
 from distill.recipe.checks import problems as cross_field_problems
 from distill.recipe.compare import CompareRecipe
 from distill.recipe.grid import grid
 from distill.recipe.labels import LEARNED_RULES, reads
 from distill.recipe.schema import Recipe, StageRecipe
+from distill.stages.arms import Tried, grid_errors, trials
 from distill.stages.bare import bare_classes
-from distill.stages.common import fit_model, model_spec
-from distill.stages.export import check_k
+from distill.stages.common import fit_model
 from distill.stages.finished import stored_rows
 from distill.stages.settling import settle_student
 from distill.stages.teacher import training_rows
-from distill.stages.trial import KNOWN, Tried, grid_errors, try_more_teachers, try_network, try_optimizer
+from distill.stages.trial import KNOWN, beside_logits
 from distill.store.atomic import check_place
 from distill.store.formats.layout import half_columns, logit_columns, row_bytes
 from distill.training.device import prepare_device
@@ -97,34 +93,23 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
     count = "the whole orbit" if recipe.views.count == "orbit" else f"{recipe.views.count}"
     report.plan["views"] = {"made of": in_words(recipe.views), "stored": count}
     if shape is not None:
-        with _collected(report):
+        with suppress(UserError):
             settled = settle_student(recipe, channels=shape[0], image_size=shape[1], classes=shape[2])
             recipe = settled.recipe
             report.notes += settled.reasons
-        with _collected(report):
-            if (labels := recipe.teacher.labels).rule in LEARNED_RULES:
-                check_start(shape[2], labels.true_class_mass, labels.parametrisation)
     report.notes += _idle(recipe)
     for table, stage in (("teacher", recipe.teacher), ("student", recipe.student)):
-        with _collected(report):
-            if shape is None:
-                try_network(table, stage, shape)
-            else:
+        if shape is not None:
+            with suppress(UserError):
                 report.plan[table] = _stage_plan(recipe, table, stage, shape, data)
-        with _collected(report, f"[{table}] pretrained: "):
-            if shape is not None and stage.pretrained and table in report.plan:
-                zoo.check_pretrained(_spec(table, stage, shape))
         if data is not None:
             report.notes += _lowered(recipe, table, stage, data)
-        with _collected(report):
-            try_optimizer(table, stage)
-    with _collected(report):
-        try_more_teachers(recipe)
     if data is not None:
-        with _collected(report):
-            check_k(recipe, data.source.name, data.num_classes)
-        with _collected(report):
+        with suppress(UserError):
             report.plan["export"] = _export_plan(recipe, data)
+    for trial in trials(written, shape).values():  # which tells what was suppressed above
+        with _collected(report):
+            trial()
     with suppress(RecipeError):  # an arm that does not fit is among the problems already
         for error in grid_errors(written, Tried(shape, report.told())):
             report.add(error)
@@ -135,15 +120,15 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
 class _collected:  # noqa: N801
     """Turns a UserError of the body into a problem of the report."""
 
-    def __init__(self, report: PlanReport, place: str = "") -> None:
-        self.report, self.place = report, place
+    def __init__(self, report: PlanReport) -> None:
+        self.report = report
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> bool:
         if isinstance(error, UserError):
-            self.report.add(UserError(f"{self.place}{error.message}", cure=error.cure))
+            self.report.add(error)
             return True
         return False
 
@@ -184,15 +169,11 @@ def _data_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     }
 
 
-def _spec(table: str, stage: StageRecipe, shape: tuple[int, int, int]) -> ModelSpec:
-    channels, side, classes = shape
-    return fit_model(stage, table, channels=channels, image_size=side, classes=classes)
-
-
 def _stage_plan(
     recipe: Recipe, table: str, stage: StageRecipe, shape: tuple[int, int, int], data: ImageData | None
 ) -> dict[str, Any]:
-    spec = _spec(table, stage, shape)
+    channels, side, classes = shape
+    spec = fit_model(stage, table, channels=channels, image_size=side, classes=classes)
     extra = {name: v for name, v in spec.arguments.items() if name not in ("num_classes", "in_chans")}
     plan: dict[str, Any] = {
         "model": spec.architecture + (f" {extra}" if extra else ""),
@@ -258,7 +239,7 @@ def _rows(recipe: Recipe, table: str, data: ImageData) -> torch.Tensor:
 def _export_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     rows, views = stored_rows(data).numel(), view_count(recipe.views)
     export = recipe.export
-    features, sizes = _beside_logits(recipe, data)
+    features, sizes = beside_logits(recipe, (*data.shape[:2], data.num_classes))
     columns = logit_columns(export.format, data.num_classes, export.k or 1)
     columns += half_columns("features", features) if features else ()
     columns += half_columns("maps", sum(map(math.prod, sizes))) if sizes else ()
@@ -270,23 +251,6 @@ def _export_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
         **({"features": f"{features} x float16"} if features else {}),
         **({"maps": " ".join([*(f"{height}x{width}" for height, width in sizes), "float16"])} if sizes else {}),
     }
-
-
-def _beside_logits(recipe: Recipe, data: ImageData) -> tuple[int, list[tuple[int, int]]]:
-    """The width of the features and the sizes of the attention maps that are to be stored; 0 and none for none.
-
-    Raises:
-        ModelError: the teacher cannot give them.
-    """
-    if not (recipe.export.features or recipe.export.maps):
-        return 0, []
-    spec = model_spec(recipe.teacher, data, "teacher")
-    with torch.random.fork_rng(devices=[]):
-        model = zoo.create(spec).eval()
-    images = torch.linspace(-1, 1, 2 * spec.channels * spec.image_size**2)
-    images = images.view(2, spec.channels, spec.image_size, spec.image_size)
-    width = feature_width(model, images) if recipe.export.features else 0
-    return width, [stage.size for stage in find_stages(model, images)] if recipe.export.maps else []
 
 
 def _compare_plan(recipe: Recipe) -> dict[str, Any]:

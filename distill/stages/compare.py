@@ -18,13 +18,13 @@ from distill.report.comparison import Comparison
 from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
 from distill.report.results import write_finished
 from distill.report.runs import RECORD, Run, open_run
+from distill.stages.arms import grid_errors
 from distill.stages.cells import run_cell
 from distill.stages.grid import finished_cells
 from distill.stages.held import refuse_other_teachers
 from distill.stages.labels import draw_suspects
 from distill.stages.run_grid import Manner, run_cells
 from distill.stages.schedule import Schedule
-from distill.stages.trial import grid_errors
 from distill.store.atomic import writable_folder
 from distill.training.events import Listener
 

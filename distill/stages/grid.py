@@ -14,10 +14,11 @@ from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
 from distill.recipe.student_checks import label_rule
 from distill.report.runs import RECORD, Run, find_run, open_run
+from distill.stages.arms import arm_place
 from distill.stages.finished import STORE
 from distill.stages.settling import settle_student
 from distill.stages.student import STUDENTS, student_inputs, student_name
-from distill.stages.trial import arm_place, placed
+from distill.stages.trial import placed
 from distill.store.manifest import MANIFEST
 from distill.store.tensors import sha256_of_tensor
 from distill.training.events import Listener, files_read

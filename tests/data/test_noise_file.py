@@ -45,6 +45,12 @@ def test_csv_changes_what_it_lists(tmp_path: Path) -> None:
     assert changed == {0: 1, 4: 2, 7: 2}
 
 
+def test_a_class_name_may_begin_and_end_with_spaces(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("index,label\n0, cat\n1,cat\n2,cat  \n")
+    assert read_noise_file(str(path), TRUE, ("dog", " cat", "cat"), None)[:3].tolist() == [1, 2, 2]
+
+
 def test_a_class_name_comes_before_a_number(tmp_path: Path) -> None:
     path = tmp_path / "labels.csv"
     path.write_text("index,label\n0,2\n")

@@ -84,8 +84,8 @@ def test_arms_that_ask_for_the_same_are_tried_once(
     arms = {"a": (), "b": ("teacher.epochs=1",), "c": ("teacher.labels.rule=class",), "d": ("teacher.model=resnet14",)}
     recipe = armed(tiny, arms, "compare.seeds=0,1", "compare.temperatures=1,4", "compare.controls=true")
     assert check_plan(recipe, "tiny.toml").problems == []
-    # Of the recipe itself both optimisers; of the arms the one network that is not the recipe's, and no data.
-    assert sorted(asked) == ["build_optimizer", "build_optimizer", "fit_model"]
+    # Of the recipe itself both optimisers and networks; of the arms the one network that is not the recipe's; no data.
+    assert sorted(asked) == [*["build_optimizer"] * 2, *["fit_model"] * 3]
     asked.clear()
     plan_grid(recipe, ignore)
     assert sorted(asked) == [*["build_optimizer"] * 2, *["fit_model"] * 3, "open_data"]
@@ -161,3 +161,47 @@ def test_names_are_looked_up_where_the_images_are_unknown(tiny: Callable[..., Re
         "[student] model: model 'resnet8': argument 'num_classes'",
     ):
         assert word in told
+
+
+# Networks whose last layer, or whose stages, cannot be looked at, with what is said of them.
+BLIND = {
+    "fitnet": ("student.model=efficientvim_m1", "[student] model: the last layer (ModuleList) was given 0 inputs"),
+    "attention": (
+        "student.model=efficientvim_m1",
+        "[student] model: EfficientViM: none of its stages",
+    ),
+    "rkd": ("teacher.model=efficientvim_m1", "[export] features: EfficientViM"),
+}
+
+
+@pytest.mark.parametrize("loss", BLIND)
+@pytest.mark.parametrize("online", [False, True])
+def test_a_network_that_a_loss_cannot_look_into_is_refused_before_any_is_trained(
+    tiny: Callable[..., Recipe], tmp_path: Path, loss: str, online: bool
+) -> None:
+    field, said = BLIND[loss]
+    inside = (f"student.loss.name={loss}", f"student.online={str(online).lower()}")
+    stored = () if online else ("export.features=true", "export.maps=true")
+    if field.startswith("teacher"):
+        said, stored = ("[teacher] model: ", ()) if online else (said, ("export.features=true",))
+    assert check_plan(tiny(*inside, *stored), "tiny.toml").problems == []
+    recipe = tiny(field, *inside, *stored)
+    with pytest.raises(ModelError) as found:
+        run_pipeline(recipe, ignore)
+    assert found.value.message.startswith(said)
+    assert found.value.cure
+    assert not list(tmp_path.iterdir())
+    (problem,) = check_plan(recipe, "tiny.toml").problems
+    assert problem.startswith(said)
+    (problem,) = check_plan(armed(tiny, {"a": (), "b": (field,)}, *inside, *stored), "tiny.toml").problems
+    assert problem.startswith(f"[compare.arms] b: {said}")
+
+
+def test_an_arm_may_not_import_its_teacher(tiny: Callable[..., Recipe]) -> None:
+    told = ("channels=1", "mean=[0.5]", "std=[0.5]", "image_size=8", "source=timm:resnet18")
+    arm = tuple(f"teacher.imported.{field}" for field in told)
+    recipe = armed(tiny, {"plain": (), "other": arm})
+    (problem,) = check_plan(recipe, "tiny.toml").problems
+    assert problem.startswith("[compare.arms] other: [teacher.imported] source: found")
+    with pytest.raises(RecipeError, match=r"\[compare\.arms\] other: \[teacher\.imported\] source: found"):
+        compare(recipe, ignore)
