@@ -88,7 +88,15 @@ def _joint(labels: LabelsRecipe, images: Images) -> LabelRule:
 
 def _pencil(labels: LabelsRecipe, images: Images) -> LabelRule:
     own = labels.pencil
-    table = _instance_rows(images, own.mass, "softmax", still=images.known)
+    table = instance_table(
+        images.rows,
+        images.given,
+        images.classes,
+        own.mass,
+        images.device,
+        still=images.known,
+        still_mass=labels.known_mass,
+    )
     return Pencil(
         table,
         _phases(labels, images),
@@ -126,10 +134,8 @@ def _history(labels: LabelsRecipe, images: Images, table: LabelTable) -> History
     return History(table.phi, average_epochs=labels.average_epochs, snapshot_epochs=images.snapshot_epochs)
 
 
-def _instance_rows(
-    images: Images, mass: float, parametrisation: Parametrisation, still: Tensor | None = None
-) -> LabelTable:
-    return instance_table(images.rows, images.given, images.classes, mass, images.device, parametrisation, still=still)
+def _instance_rows(images: Images, mass: float, parametrisation: Parametrisation) -> LabelTable:
+    return instance_table(images.rows, images.given, images.classes, mass, images.device, parametrisation)
 
 
 def _learned(labels: LabelsRecipe, images: Images) -> Learned:
@@ -166,4 +172,5 @@ def _table(labels: LabelsRecipe, images: Images) -> LabelTable:
         parametrisation,
         with_prior=labels.rule == "class+instance",
         still=images.known,
+        still_mass=labels.known_mass,
     )

@@ -183,6 +183,7 @@ def instance_table(
     *,
     with_prior: bool = False,
     still: Tensor | None = None,
+    still_mass: float | None = None,
 ) -> LabelTable:
     """One row for each training image, [N, C].
 
@@ -195,6 +196,7 @@ def instance_table(
         parametrisation: of the labels.
         with_prior: rows stand on a class prior, which starts at 0.
         still: images whose rows stay as they are, int64 [K], of any that are no training images too; None: none.
+        still_mass: probability on their given class; None: `true_class_mass`, as is always that of "fixed-mass".
 
     Raises:
         DataError: one of these is not so.
@@ -224,6 +226,8 @@ def instance_table(
     phi = _initial(given, classes, true_class_mass, parametrisation)
     prior = torch.zeros(classes, classes, device=device) if with_prior else None
     fixed = None if still is None else torch.isin(images, still.to(device))
+    if fixed is not None and still_mass is not None:
+        phi[fixed] = _initial(given[fixed], classes, still_mass, parametrisation)
     return LabelTable("instance", phi, given, images, position, parametrisation, true_class_mass, prior, fixed)
 
 

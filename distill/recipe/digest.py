@@ -97,6 +97,7 @@ def _teacher_inputs(recipe: Recipe) -> dict[str, Any]:
     for table, name in (
         (pulls, "learn_confusions"),
         (teacher["labels"], "freeze_patience"),
+        (teacher["labels"], "known_mass"),
         (pencil, "keep_meta"),
     ):
         if not table.get(name):  # labels without it are what they were before there was any

@@ -35,6 +35,7 @@ def label_problems(recipe: Recipe, learned: Sequence[str]) -> Iterator[str]:
     yield from _unread(recipe)
     yield from _epochs(recipe)
     yield from _mixed(recipe)
+    yield from _known(recipe)
     if learned:
         yield from _learned(recipe, " and ".join(f'"{rule}"' for rule in learned))
         yield from _rows(recipe.teacher.labels, learned)
@@ -85,6 +86,22 @@ def _mixed(recipe: Recipe) -> Iterator[str]:
                 f"[teacher.labels.pulls] {name}: found {weight:g} with mixup or cutmix, whose views are "
                 "not of one image; leave one of them out"
             )
+
+
+def _known(recipe: Recipe) -> Iterator[str]:
+    labels = recipe.teacher.labels
+    if labels.known_mass is None:
+        return
+    found = f"[teacher.labels] known_mass: found {labels.known_mass:g}"
+    if labels.rule in ("instance", "class+instance"):
+        if labels.meta_joins == "never":
+            yield f'{found} with meta_joins = "never", so that no meta image is trained on; leave it out'
+        if labels.parametrisation == "fixed-mass":
+            yield f'{found} with parametrisation = "fixed-mass", where all rows keep true_class_mass; leave it out'
+    elif labels.rule == "class":
+        yield f'{found} with rule = "class", which has no row for an image; leave it out'
+    elif labels.rule == "pencil" and not labels.pencil.keep_meta:
+        yield f"{found} with pencil.keep_meta = false, so that meta images are learned as others are; leave it out"
 
 
 def _learned(recipe: Recipe, rules: str) -> Iterator[str]:

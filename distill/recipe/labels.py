@@ -78,7 +78,7 @@ _READS: dict[str, frozenset[str]] = {
     "tf-kd": frozenset({"tf_kd"}),
     "bootstrap": frozenset({"bootstrap", "warmup_epochs"}),
     "joint": _ROWS | {"joint"},
-    "pencil": _ROWS | {"pencil"},
+    "pencil": _ROWS | {"pencil", "known_mass"},
     "elr": frozenset({"elr", "average_epochs"}),
 }
 
@@ -87,7 +87,7 @@ def reads(rule: LabelRule) -> frozenset[str]:
     """The fields of `[teacher.labels]` that a rule reads; the others do not decide a teacher that is trained by it."""
     if rule not in LEARNED_RULES:
         return _READS[rule] | {"rule"}
-    of_others = frozenset().union(*_READS.values()) - _ROWS
+    of_others = frozenset().union(*_READS.values()) - _ROWS - {"known_mass"}
     own = frozenset(LabelsRecipe.model_fields) - of_others - {"settings"}
     return own if rule == "class+instance" else own - {"prior_step"}
 
@@ -214,6 +214,11 @@ class LabelsRecipe(Table):
         default="never",
         description="Held-out: train on the meta images too, each on the label that its row starts from, which stays: "
         "in the last epochs, while labels are frozen, or in all.",
+    )
+    known_mass: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="Meta images that join, or that PENCIL keeps: probability of the given class, which is known to be "
+        "right; none: what other rows start from.",
     )
     meta_loss_q: float = Field(
         default=0.0,

@@ -111,7 +111,7 @@ def _judged_by_meta_images(labels: LabelsRecipe) -> bool:
 
 def _known(labels: LabelsRecipe) -> bool:
     """Whether the rule is told that the meta images' labels are right, and leaves them as they are."""
-    return labels.meta_joins == "always" if labels.rule in LEARNED_RULES else labels.pencil.keep_meta
+    return labels.meta_joins != "never" if labels.rule in LEARNED_RULES else labels.pencil.keep_meta
 
 
 class TeacherTask:

@@ -15,6 +15,7 @@ from distill.recipe.schema import LabelRule, Recipe
 DEFAULT = parse_recipe("", "r.toml")
 LEARNED = ("teacher.labels.rule=instance",)
 HELD_OUT = (*LEARNED, "teacher.labels.meta=held-out")
+JOINED = (*HELD_OUT, "teacher.labels.meta_joins=always", "data.meta=20")
 
 
 def changed(*assignments: str) -> Recipe:
@@ -72,6 +73,13 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
         ("teacher.labels.rule=pencil", "teacher.labels.pencil.keep_meta=true", "data.meta=0"),
         "[teacher.labels.pencil] keep_meta",
     ),
+    ((*LEARNED, "teacher.labels.known_mass=0.98"), "[teacher.labels] known_mass"),
+    ((*JOINED, "teacher.labels.rule=class", "teacher.labels.known_mass=0.98"), "[teacher.labels] known_mass"),
+    (
+        (*JOINED, "teacher.labels.parametrisation=fixed-mass", "teacher.labels.known_mass=0.98"),
+        "[teacher.labels] known_mass",
+    ),
+    (("teacher.labels.rule=pencil", "teacher.labels.known_mass=0.98"), "[teacher.labels] known_mass"),
     (("teacher.labels.rule=joint", "teacher.labels.elr.decay=0.3"), "[teacher.labels] elr"),
     (("teacher.labels.rule=elr", "views.mixup=0.2"), "[teacher.labels] rule"),
     ((*LEARNED, "teacher.labels.pulls.answers=0.2", "views.cutmix=1"), "[teacher.labels.pulls] answers"),

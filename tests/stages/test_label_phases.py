@@ -118,6 +118,30 @@ def test_meta_images_join_from_the_start(tiny) -> None:
     assert len(seen[0]) == len(seen[1]) == data.splits.train.numel() // task.batch_size * task.batch_size
 
 
+KNOWN = {
+    "instance": ("teacher.labels.rule=instance", "teacher.labels.meta_joins=always"),
+    "frozen": ("teacher.labels.rule=instance", *JOINED),
+    "projected": (
+        "teacher.labels.rule=instance",
+        "teacher.labels.meta_joins=always",
+        "teacher.labels.parametrisation=projected",
+    ),
+    "class+instance": ("teacher.labels.rule=class+instance", "teacher.labels.meta_joins=always"),
+    "pencil": ("teacher.labels.rule=pencil", "teacher.labels.pencil.keep_meta=true"),
+}
+
+
+@pytest.mark.parametrize("fields", KNOWN.values(), ids=KNOWN)
+def test_images_that_are_known_to_be_right_have_a_mass_of_their_own(tiny, fields: tuple[str, ...]) -> None:
+    recipe = tiny(*fields, "teacher.labels.known_mass=0.98")
+    labels, meta = labels_of(recipe), open_data(recipe).splits.meta
+    known = torch.isin(labels.indices, meta)
+    assert known.sum() == len(meta)
+    wanted = torch.full_like(labels.labels, 0.02 / 9).scatter_(1, labels.given.unsqueeze(1), 0.98)
+    assert (labels.labels - wanted).abs().amax(1)[known].max() < 1e-6
+    assert (labels.labels - wanted).abs().amax(1)[~known].median() > 1e-3
+
+
 @pytest.mark.parametrize("joined", [JOINED, ("teacher.labels.meta_joins=always",)], ids=["frozen", "always"])
 def test_meta_images_that_joined_have_labels_that_never_moved(tiny, joined: tuple[str, ...]) -> None:
     recipe = tiny(*joined)
