@@ -94,7 +94,8 @@ class LossRecipe(TermRecipe):
     )
     allow_topk: bool = Field(
         default=False,
-        description="Learn from a top-k store also where its evenly spread tail is wrong, at T above 1.",
+        description="Learn from a top-k store also where its evenly spread tail is wrong: at T above 1, and by losses "
+        "that read it at any T.",
     )
 
 
@@ -143,8 +144,8 @@ def _soft(temperature: float, **more: Any) -> dict[str, Any]:
 # reverse-kd, jsd, logits, ttm, wttm, mlkd and ctkd, which are kd's, that of labels, and crd's number of negatives.
 CATALOGUE: Mapping[LossName, LossInfo] = {
     "kd": LossInfo("T^2 KL(teacher || student) (Hinton 2015)", 0.1, 0.9, _soft(4.0), _LOGITS, "hot"),
-    "reverse-kd": LossInfo("T^2 KL(student || teacher)", 0.1, 0.9, _soft(4.0), _LOGITS, "hot"),
-    "jsd": LossInfo("T^2 Jensen-Shannon divergence", 0.1, 0.9, _soft(4.0), _LOGITS, "hot"),
+    "reverse-kd": LossInfo("T^2 KL(student || teacher)", 0.1, 0.9, _soft(4.0), _LOGITS, "always"),
+    "jsd": LossInfo("T^2 Jensen-Shannon divergence", 0.1, 0.9, _soft(4.0), _LOGITS, "always"),
     "logits": LossInfo(
         "squared differences of centred logits, kd's limit for large T (Ba and Caruana 2014)",
         0.1,
@@ -159,13 +160,13 @@ CATALOGUE: Mapping[LossName, LossInfo] = {
         1.0,
         _soft(4.0, alpha=1.0, beta=8.0),
         _LOGITS,
-        "hot",
+        "always",
         warmup=1 / 12,  # 20 of 240 epochs
     ),
     "dist": LossInfo(
-        "correlations of rows and columns (Huang 2022)", 1.0, 1.0, _soft(4.0, beta=2.0, gamma=2.0), _LOGITS, "hot"
+        "correlations of rows and columns (Huang 2022)", 1.0, 1.0, _soft(4.0, beta=2.0, gamma=2.0), _LOGITS, "always"
     ),
-    "nkd": LossInfo("normalised other classes (Yang 2023)", 1.0, 1.0, _soft(1.0, gamma=1.5), _LOGITS, "hot"),
+    "nkd": LossInfo("normalised other classes (Yang 2023)", 1.0, 1.0, _soft(1.0, gamma=1.5), _LOGITS, "always"),
     "ttm": LossInfo(
         "the teacher's powers, an untempered student (Zheng and Yang 2024)", 0.1, 0.9, _soft(4.0), _LOGITS, "hot"
     ),
@@ -292,7 +293,9 @@ def without_unread(loss: LossRecipe) -> LossRecipe:
 def needs_all_logits(loss: LossRecipe) -> str:
     """Why a settled loss may not learn from what a top-k store makes up for the classes it did not keep; "": it may.
 
-    The kept logits and the tail's mass make softmax right at T = 1; below 1 the tail weighs less still.
+    The kept logits and the tail's mass make softmax right at T = 1; below 1 the tail weighs less still. That serves
+    losses in which the teacher's probability weighs each class: kd, ttm, wttm. Where the student's does (reverse-kd,
+    jsd), or what is left without the given class is made whole (dkd, nkd), or classes count alike (dist), it does not.
     """
     for name, term, _ in in_use(loss):
         tail = CATALOGUE[name].tail

@@ -78,6 +78,11 @@ def _loss(recipe: Recipe, compared: Sequence[LabelRule]) -> Iterator[str]:
     names = [name for name, _, _ in in_use(loss)]
     if "ols" in names and recipe.views.mixes:
         yield '[student.loss] name: found "ols" with mixed views, of which no answer is right; leave one of them out'
+    if "crd" in names and recipe.views.mixes:
+        yield (
+            '[student.loss] name: found "crd" with mixed views, whose stored ones are of two classes and would be '
+            "negatives of one of them; leave one of them out"
+        )
     if "crd" in names and recipe.student.online:
         yield '[student] online: found true with the loss "crd", which draws from a store; leave one of them out'
     if "labels" in wanted and recipe.student.online:
