@@ -57,6 +57,17 @@ def student_digest(recipe: Recipe, store_digest: str) -> str:
     return digest({**_common_inputs(recipe), **inputs, "store": store_digest})
 
 
+def another_student(asked: Recipe, found: Recipe) -> bool:
+    """Whether a recipe asks for another student than a finished one's, by their recipes alone.
+
+    Args:
+        asked: what it leaves open, as the student's network or a loss's weight, fits whatever was chosen.
+        found: the finished student's, with nothing left open.
+    """
+    given, have = (dict(_flat(_student_inputs(recipe))) for recipe in (asked, found))
+    return any(value not in (None, "") and value != have.get(name) for name, value in given.items())
+
+
 def differences(old: Recipe, new: Recipe, tables: Collection[str]) -> list[str]:
     """Fields that differ, as `teacher.epochs: 20 -> 3`, in the schema's order.
 
@@ -103,6 +114,13 @@ def _teacher_inputs(recipe: Recipe) -> dict[str, Any]:
         if not table.get(name):  # labels without it are what they were before there was any
             table.pop(name, None)
     return {**_common_inputs(recipe), "views": views, "teacher": teacher}
+
+
+def _student_inputs(recipe: Recipe) -> dict[str, Any]:
+    export = recipe.export.model_dump(mode="json", include={"format", "k", "features", "maps"})
+    student = recipe.student.model_dump(mode="json", exclude={"test_every_epoch"})
+    views = recipe.views.model_dump(mode="json")
+    return {**_common_inputs(recipe), "views": views, "export": export, "student": student}
 
 
 def _imported_inputs(recipe: Recipe) -> dict[str, Any]:

@@ -299,11 +299,11 @@ class Comparison:
             pairs += [(b, a) for a, b in combinations(names, 2)]
         rows = {name: self.row(name, network).values(metric) for name in self.recipe.compare.names}
         found = [paired(rows[first], rows[second]) for first, second in pairs]
-        known = [(index, each.p) for index, each in enumerate(found) if each.p is not None]
-        adjusted = dict(zip([index for index, _ in known], holm([p for _, p in known]), strict=True))
+        # Pairs of which nothing is known yet count too, so that half of a comparison claims no more than the whole.
+        adjusted = holm([1.0 if each.p is None else each.p for each in found])
         return [
-            Difference(network, metric, first, second, each, adjusted.get(index), len(known) or len(pairs))
-            for index, ((first, second), each) in enumerate(zip(pairs, found, strict=True))
+            Difference(network, metric, first, second, each, None if each.p is None else corrected, len(pairs))
+            for (first, second), each, corrected in zip(pairs, found, adjusted, strict=True)
         ]
 
     def _controls(self, network: Network, metric: str) -> Iterator[Difference]:

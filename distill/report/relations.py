@@ -39,15 +39,15 @@ def relation(learned: Matrix, confusion: Matrix, *, renamings: int = 9999, seed:
     detection of disease clustering and a generalized regression approach", Cancer Research 27, 1967.
 
     Raises:
-        ValueError: fewer than three classes, or tables of different or other than square shapes.
+        ValueError: tables of different or other than square shapes.
     """
     if learned.shape != confusion.shape or learned.ndim != 2 or learned.shape[0] != learned.shape[1]:
         raise ValueError(f"relation: tables are {learned.shape} and {confusion.shape}, expected the same [C, C]")
     classes = len(learned)
-    if classes < 3:
-        raise ValueError(f"relation: found {classes} classes, expected 3 or more: the pairs of two are no sample")
     off = ~np.eye(classes, dtype=bool)
     pairs = int(off.sum())
+    if classes < 3:
+        return Relation(None, None, pairs, "two classes have one pair each way, which is no sample")
     if missing := _missing(learned[off], confusion[off]):
         return Relation(None, None, pairs, missing)
     # Ranks are taken once: a renaming moves them.

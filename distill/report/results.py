@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from distill.errors import RunError, UserError
-from distill.recipe.digest import teacher_digest
+from distill.recipe.digest import another_student, teacher_digest
 from distill.recipe.grid import Cell
 from distill.report.curves import CellCurves, run_curves
 from distill.report.runs import Run, StageRecord, open_run
@@ -127,12 +127,14 @@ def _answers(export: StageRecord) -> dict[str, float]:
 
 
 def of_another_recipe(run: Run, cell: Cell) -> bool:
-    """Whether a run has another teacher than a cell that is one asks for, by their recipes alone.
+    """Whether a run has another teacher or student than a cell asks for, by their recipes alone.
 
     An imported teacher's run has filled in what the cell leaves open; it is its weights that count.
     """
+    if cell.kind == "student":
+        return another_student(cell.recipe, run.recipe)
     imported = cell.recipe.teacher.imported.source
-    return cell.kind == "teacher" and not imported and teacher_digest(run.recipe) != teacher_digest(cell.recipe)
+    return not imported and teacher_digest(run.recipe) != teacher_digest(cell.recipe)
 
 
 def _result(folder: Path, cell: Cell, record: CellRecord) -> CellResult:
@@ -144,7 +146,7 @@ def _result(folder: Path, cell: Cell, record: CellRecord) -> CellResult:
     if stage is None or stage.digest != record.digest:
         raise RunError(f"{place}: is another {cell.kind}'s by now")
     if of_another_recipe(run, cell):
-        raise RunError(f"{place}: its teacher is of another recipe than the comparison's")
+        raise RunError(f"{place}: its {cell.kind} is of another recipe than the comparison's")
     export = run.record.stages.get("export") if cell.kind == "teacher" else None
     return CellResult(
         cell,

@@ -250,6 +250,18 @@ def test_holm_is_over_the_pairs_of_arms_and_not_over_the_controls() -> None:
     ]  # fmt: skip
 
 
+def test_half_of_a_comparison_claims_no_more_than_the_whole() -> None:
+    """Smoothing is missing at all seeds but one, so that it has no p; its pairs count all the same."""
+    missing = [f"smoothing-s{seed}" for seed in range(1, 5)]
+    sets = (SEEDS, "compare.teachers=onehot,smoothing,instance", "compare.students=false")
+    whole, half = made(*sets, metrics=accuracies), made(*sets, metrics=accuracies, missing=missing)
+    (found,) = [d for d in half.differences if (d.first, d.second, d.metric) == ("instance", "onehot", "test_accuracy")]
+    assert found.family == 3
+    assert found.p_holm == pytest.approx(3 * (found.paired.p or 0))
+    (same,) = [d for d in whole.differences if (d.first, d.second, d.metric) == ("instance", "onehot", "test_accuracy")]
+    assert found.p_holm >= (same.p_holm or 0)
+
+
 def test_pairs_with_the_reference_alone_are_a_smaller_family() -> None:
     sets = (SEEDS, "compare.teachers=onehot,smoothing,instance", "compare.reference=smoothing", "compare.controls=true")
     every = made(*sets, metrics=accuracies)

@@ -134,5 +134,9 @@ def test_confusion_by_hand() -> None:
 def test_shapes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="expected the same"):
         relation(table(0), table(0, 5))
-    with pytest.raises(ValueError, match="found 2 classes"):
-        relation(table(0, 2), table(1, 2))
+
+
+def test_two_classes_have_no_correlation() -> None:
+    found = relation(table(0, 2), table(1, 2))
+    assert (found.correlation, found.p_value, found.pairs) == (None, None, 2)
+    assert "no sample" in found.missing

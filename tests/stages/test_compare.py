@@ -15,7 +15,7 @@ import pytest
 
 from distill.errors import DataError, RunError
 from distill.recipe.grid import Cell, grid
-from distill.recipe.load import dump_recipe, override
+from distill.recipe.load import dump_recipe, load_recipe, override
 from distill.recipe.schema import Recipe
 from distill.report.comparison_folder import read_comparison, write_plan
 from distill.report.runs import open_run
@@ -335,6 +335,25 @@ def test_a_report_needs_no_torch(finished: Compared) -> None:
     assert done.returncode == 0, done.stderr
     assert "student, T 4" in done.stdout
     assert {name: (finished.folder / name).read_bytes() for name in before} == before
+
+
+def test_numbers_of_another_student_are_not_reported(finished: Compared) -> None:
+    """A report of what a changed recipe's comparison has so far: the teachers stay, the students are other ones."""
+    recipe = load_recipe(finished.folder / "comparison.toml")
+    for field in (
+        "student.model=resnet14",
+        "student.epochs=2",
+        "student.optimizer.lr=0.01",
+        "student.loss.temperature=2",
+    ):
+        write_plan(override(recipe, [field]), finished.folder)
+        found = {result.cell.key: result for result in read_comparison([finished.folder]).results}
+        assert {result.state for result in found.values() if result.cell.kind == "teacher"} == {"finished"}
+        students = [result for result in found.values() if result.cell.kind == "student"]
+        assert {result.state for result in students} == {"missing"}, field
+        assert students[0].reason.endswith("its student is of another recipe than the comparison's")
+    write_plan(override(recipe, ["student.test_every_epoch=false"]), finished.folder)
+    assert {result.state for result in read_comparison([finished.folder]).results} == {"finished"}
 
 
 def test_a_run_that_became_another_s_is_missing(finished: Compared) -> None:
