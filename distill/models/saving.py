@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +26,9 @@ def save_for_timm(
     class_names: Sequence[str],
     mean: Sequence[float],
     std: Sequence[float],
+    write: Callable[[Path, bytes], object],
 ) -> None:
-    """Writes `model.safetensors`, then `config.json`, each in one step; the same weights give the same bytes.
+    """Writes `model.safetensors`, then `config.json`; the same weights give the same bytes.
 
     Args:
         model: built by `create(spec)`.
@@ -38,6 +37,7 @@ def save_for_timm(
         class_names: C names, in the order of the logits.
         mean: of the images' channels, as subtracted before the model.
         std: of the images' channels, as divided by before the model.
+        write: puts a file in its place in one step, as `store.atomic.write_bytes` does.
 
     Raises:
         ValueError: not C names, or not one mean and deviation (or one for each channel).
@@ -50,8 +50,8 @@ def save_for_timm(
     # One key only: safetensors writes several in random order.
     weights = safetensors.torch.save(_own_tensors(model), metadata={"format": "pt"})
     config = _config(model, spec, class_names, mean, std)
-    _write(folder / "model.safetensors", weights)
-    _write(folder / "config.json", (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+    write(folder / "model.safetensors", weights)
+    write(folder / "config.json", (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def _own_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -107,21 +107,3 @@ def _prefixed(names: Any, prefix: str) -> Any:
     if isinstance(names, list | tuple):
         return [prefix + name for name in names]
     return prefix + names if names else None
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Temporary file in the same folder, flushed to disk, renamed over the target."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files that only their owner can read.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

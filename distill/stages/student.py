@@ -23,7 +23,7 @@ from distill.stages.finished import STORE, load_teacher, origin_of, teacher_weig
 from distill.stages.settling import settle_student
 from distill.stages.student_task import StudentTask
 from distill.stages.teachers import LearnedLookup, OnlineTeaching, StoredTeaching, Teaching, same_place
-from distill.store.atomic import sha256_of
+from distill.store.atomic import sha256_of, write_bytes
 from distill.store.logits import LogitStore
 from distill.store.manifest import MANIFEST, Manifest, read_manifest
 from distill.store.origin import Origin
@@ -259,5 +259,6 @@ def _write(task: StudentTask, folder: Path) -> dict[str, str]:
         class_names=task.data.source.classes,
         mean=task.data.mean,
         std=task.data.std,
+        write=write_bytes,
     )
     return files | {name: sha256_of(folder / name) for name in ("config.json", "model.safetensors")}

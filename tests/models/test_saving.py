@@ -7,7 +7,9 @@ import timm
 import torch
 from torch import nn
 
+from distill.errors import StoreError
 from distill.models import zoo
+from distill.store.atomic import write_bytes
 
 NAMES = ["a", "ä", "c"]
 
@@ -25,7 +27,9 @@ def _trained(name: str, side: int, channels: int, **arguments: object) -> tuple[
 
 
 def _save(model: nn.Module, spec: zoo.ModelSpec, folder: Path, channels: int) -> None:
-    zoo.save_for_timm(model, spec, folder, class_names=NAMES, mean=[0.5] * channels, std=[0.25] * channels)
+    zoo.save_for_timm(
+        model, spec, folder, class_names=NAMES, mean=[0.5] * channels, std=[0.25] * channels, write=write_bytes
+    )
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -101,7 +105,7 @@ def test_an_interrupted_write_leaves_the_old_files(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(os, "fsync", fail)
     with torch.no_grad():
         next(model.parameters()).zero_()
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(StoreError, match="disk full"):
         _save(model, spec, tmp_path, 1)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
@@ -119,7 +123,7 @@ def test_tensors_that_share_memory(tmp_path: Path) -> None:
 def test_wrong_counts(tmp_path: Path) -> None:
     spec, model = _trained("resnet8", 8, 3)
     with pytest.raises(ValueError, match="2 class names for 3 classes"):
-        zoo.save_for_timm(model, spec, tmp_path, class_names=["a", "b"], mean=[0.5], std=[0.5])
+        zoo.save_for_timm(model, spec, tmp_path, class_names=["a", "b"], mean=[0.5], std=[0.5], write=write_bytes)
     with pytest.raises(ValueError, match="2 means"):
-        zoo.save_for_timm(model, spec, tmp_path, class_names=NAMES, mean=[0.5, 0.5], std=[0.5, 0.5])
+        zoo.save_for_timm(model, spec, tmp_path, class_names=NAMES, mean=[0.5, 0.5], std=[0.5, 0.5], write=write_bytes)
     assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from distill.stages import exported
 from distill.stages.exported import EXPORTED, Kind, export_student
 from distill.stages.pipeline import run_pipeline
 from distill.stages.verify import verify_path
-from distill.store.atomic import sha256_of
+from distill.store.atomic import sha256_of, write_bytes
 
 NAMES = ["ant", "bee", "cat"]
 FILES: dict[Kind, str] = {"onnx": "model.onnx", "torch-export": "model.pt2"}
@@ -49,7 +49,9 @@ def student(tmp_path: Path, tiny: Callable[..., Recipe]) -> Callable[..., Run]:
         with torch.no_grad():
             for _ in range(3):
                 model(torch.randn(8, channels, side, side) * 2 + 1)
-        zoo.save_for_timm(model, spec, folder, class_names=NAMES, mean=[0.25] * channels, std=[0.5] * channels)
+        zoo.save_for_timm(
+            model, spec, folder, class_names=NAMES, mean=[0.25] * channels, std=[0.5] * channels, write=write_bytes
+        )
         run = make_run(folder, tiny(), kind="student", begun="d")
         files = {name: sha256_of(folder / name) for name in ("config.json", "model.safetensors")}
         run.finish("student", "d", {"seconds": 1.0, "test_accuracy": 0.5}, files, "cpu")
