@@ -21,10 +21,10 @@ _SHARED = ("name", "seed", "checkpoints", "compare")  # what every arm of a comp
 def compare_problems(recipe: Recipe, comparing: bool) -> Iterator[str]:
     """Every rule about `[compare]` that the recipe breaks, one line each; arguments as for `checks.problems`."""
     yield from _arms(recipe)
-    yield from _imported(recipe)
     yield from _reference(recipe.compare)
     yield from _lists(recipe.compare)
     if comparing:
+        yield from _imported(recipe)
         yield from _students(recipe)
 
 
@@ -63,8 +63,9 @@ def arm_problems(recipe: Recipe, assignments: Sequence[str]) -> list[str]:
 
 
 def _imported(recipe: Recipe) -> Iterator[str]:
+    """Of arms alone: the recipe of an imported teacher's run is sound, whatever it has arms of."""
     for name, arm in _made(recipe).items():
-        if source := arm.teacher.imported.source:
+        if (source := arm.teacher.imported.source) and source != recipe.teacher.imported.source:
             yield (
                 f"[compare.arms] {key(name)}: [teacher.imported] source: found {json.dumps(source)}, but the teachers "
                 "of a comparison are trained by it; leave it out"

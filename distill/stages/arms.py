@@ -14,21 +14,21 @@ from distill.errors import UserError
 from distill.labels.tables import check_start
 from distill.recipe.digest import digest
 from distill.recipe.fields import key
-from distill.recipe.grid import Cell, grid
+from distill.recipe.grid import Cell, grid, with_loss
 from distill.recipe.labels import LEARNED_RULES
 from distill.recipe.losses import needs
 from distill.recipe.schema import Recipe, StageRecipe
 from distill.report.runs import RECORD
-from distill.stages.export import check_k
 from distill.stages.trial import (
     KNOWN,
     Shape,
     opened,
+    try_export,
     try_more_teachers,
     try_network,
+    try_online,
     try_optimizer,
     try_student_network,
-    try_teacher_inside,
 )
 
 _Trial: TypeAlias = Callable[[], None]
@@ -100,7 +100,9 @@ def _cell_errors(
         try:
             trial()
         except UserError as error:
-            yield part in trials(recipe, shapes.get(own)), error
+            losses = recipe.compare.losses or (recipe.student.loss.name,)
+            common = (trials(with_loss(recipe, loss, None), shapes.get(own)) for loss in losses)
+            yield any(part in each for each in common), error
 
 
 def _data_part(recipe: Recipe) -> str:
@@ -127,9 +129,11 @@ def trials(
         parts.append((["start", *start], partial(check_start, *start)))
     inside = sorted(needs(student.loss) - {"logits", "labels"})
     if shape is not None and students:
-        parts.append((["k", recipe.export.k, shape[2]], partial(check_k, recipe, recipe.data.source, shape[2])))
-        given = [recipe.export.features, recipe.export.maps, inside if student.online else []]
-        parts.append(([_network(teacher, shape, weights=False), *given], partial(try_teacher_inside, recipe, shape)))
+        stored = [recipe.export.k, recipe.export.features, recipe.export.maps]
+        named = _network(teacher, shape, weights=False)
+        parts.append((["export", *stored, named], partial(try_export, recipe, shape)))
+        if student.online:
+            parts.append((["online", *inside, named], partial(try_online, recipe, shape)))
     if students:
         chosen_by = None if student.model else _network(teacher, shape, weights=False)
         parts += [

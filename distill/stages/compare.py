@@ -5,11 +5,12 @@ Validation chooses each teacher's loss, temperature and weight; test only report
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.errors import RunError
+from distill.errors import RecipeError, RunError
 from distill.recipe.checks import check_recipe
 from distill.recipe.grid import Cell, comparison_folder, grid
 from distill.recipe.labels import LabelRule
@@ -97,6 +98,12 @@ def planned(recipe: Recipe) -> tuple[Cell, ...]:
         UserError: the data, a network, an optimiser or a teacher that a cell asks for cannot be had.
     """
     check_recipe(recipe, recipe.name, comparing=True)
+    if source := recipe.teacher.imported.source:
+        raise RecipeError(
+            f"{recipe.name}: [teacher.imported] source: found {json.dumps(source)}, but the teachers of a comparison "
+            "are trained by it",
+            cure="leave [teacher.imported] out, and say in [teacher] what to train.",
+        )
     cells = grid(recipe)
     for cell in cells:
         if cell.seed == recipe.compare.seeds[0]:  # other seeds break no other rule

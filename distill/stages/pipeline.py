@@ -8,12 +8,14 @@ from distill.stages.export import export_teacher
 from distill.stages.imported import import_teacher
 from distill.stages.student import train_student
 from distill.stages.teacher import train_teacher
-from distill.stages.trial import refuse_student
+from distill.stages.trial import refuse_export, refuse_student
 from distill.training.events import Listener
 
 
 def run_teacher(recipe: Recipe, listener: Listener, *, export: bool = True) -> Run:
-    """Stage one, then stage two unless told otherwise."""
+    """Stage one, then stage two unless told otherwise; what keeps that from being done is said before the first."""
+    if export:
+        refuse_export(recipe)
     run = train_teacher(recipe, listener)
     if export:
         export_teacher(run, recipe, listener)

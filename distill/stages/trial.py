@@ -21,6 +21,7 @@ from distill.recipe.losses import Need, needs
 from distill.recipe.schema import Recipe, StageRecipe, StudentRecipe, TeacherRecipe
 from distill.report.runs import RECORD
 from distill.stages.common import fit_model
+from distill.stages.export import check_k
 from distill.stages.settling import settle_student
 from distill.stages.student import more_teachers
 from distill.training.schedule import build_optimizer
@@ -55,7 +56,7 @@ def refuse_student(recipe: Recipe) -> None:
     check_recipe(recipe, recipe.name)
     shape, begun = opened(recipe), (Path(recipe.checkpoints) / recipe.name / RECORD).exists()
     try_student_network(recipe, shape, weights=not begun)  # a finished student asks no more for what it started from
-    try_teacher_inside(recipe, shape)
+    try_online(recipe, shape)
     try_optimizer("student", recipe.student)
     try_more_teachers(recipe)
 
@@ -98,13 +99,33 @@ def try_student_network(recipe: Recipe, shape: Shape | None, *, weights: bool = 
         _try_inside("student", recipe.student, shape, needs(recipe.student.loss))
 
 
-def try_teacher_inside(recipe: Recipe, shape: Shape) -> None:
-    """Tries whether the teacher gives what is stored beside its logits, or what is asked of it while a student trains.
+def refuse_export(recipe: Recipe) -> None:
+    """Refuses a recipe whose teacher's store could not be written, before the teacher is trained.
+
+    Raises:
+        UserError: the data cannot be had; or see `try_export`.
+    """
+    if recipe.export.k or recipe.export.features or recipe.export.maps:
+        try_export(recipe, opened(recipe))
+
+
+def try_export(recipe: Recipe, shape: Shape) -> None:
+    """Tries whether there are as many logits as are to be stored, and what is to be stored beside them.
+
+    Raises:
+        RecipeError: there are fewer.
+        ModelError: the teacher cannot give it.
+    """
+    check_k(recipe, recipe.data.source, shape[2])
+    beside_logits(recipe, shape)
+
+
+def try_online(recipe: Recipe, shape: Shape) -> None:
+    """Tries whether the teacher gives what is asked of it while a student trains.
 
     Raises:
         ModelError: it does not.
     """
-    beside_logits(recipe, shape)
     if recipe.student.online:
         _try_inside("teacher", recipe.teacher, shape, needs(recipe.student.loss))
 
@@ -119,7 +140,10 @@ def beside_logits(recipe: Recipe, shape: Shape) -> tuple[int, list[tuple[int, in
         return 0, []
     model, images = _built("teacher", recipe.teacher, shape)
     width = feature_width(model, images) if recipe.export.features else 0
-    return width, [stage.size for stage in find_stages(model, images)] if recipe.export.maps else []
+    if not recipe.export.maps:
+        return width, []
+    with placed("[export] maps: "):
+        return width, [stage.size for stage in find_stages(model, images)]
 
 
 def _try_inside(table: str, stage: StageRecipe, shape: Shape, wanted: frozenset[Need]) -> None:

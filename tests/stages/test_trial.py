@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from distill.errors import DataError, ModelError, RecipeError, RunError, UserError
+from distill.recipe.checks import check_recipe
 from distill.recipe.grid import grid
-from distill.recipe.schema import Recipe
+from distill.recipe.schema import ImportedRecipe, Recipe
 from distill.report.runs import Run
 from distill.stages import trial
 from distill.stages.check import check_plan
@@ -195,6 +196,41 @@ def test_a_network_that_a_loss_cannot_look_into_is_refused_before_any_is_trained
     assert problem.startswith(said)
     (problem,) = check_plan(armed(tiny, {"a": (), "b": (field,)}, *inside, *stored), "tiny.toml").problems
     assert problem.startswith(f"[compare.arms] b: {said}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        (("export.format=topk", "export.k=11"), "[export] k: found 11, but digits has 10 classes"),
+        (("teacher.model=efficientvim_m1", "export.features=true"), "[export] features: EfficientViM"),
+        (("teacher.model=efficientvim_m1", "export.maps=true"), "[export] maps: EfficientViM: none of its stages"),
+    ],
+)
+def test_a_teacher_whose_store_cannot_be_written_is_not_trained(
+    tiny: Callable[..., Recipe], tmp_path: Path, fields: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(UserError) as found:
+        run_teacher(tiny(*fields, "student.loss.temperature=1"), ignore)
+    assert found.value.message.startswith(said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_losses_of_a_grid_have_in_common_is_said_without_an_arm(tiny: Callable[..., Recipe]) -> None:
+    fields = ("student.model=efficientvim_m1", 'compare.losses=["fitnet"]', "export.features=true")
+    recipe = armed(tiny, {"a": (), "b": ("teacher.epochs=1",)}, *fields)
+    (problem,) = check_plan(recipe, "tiny.toml").problems
+    assert problem.startswith("[student] model: the last layer")
+
+
+def test_a_recipe_with_arms_can_import_its_teacher(tiny: Callable[..., Recipe]) -> None:
+    """Its arms have the imported teacher too, and are for nothing: only a comparison refuses them."""
+    told = {"source": "timm:resnet18", "channels": 1, "image_size": 8, "mean": (0.5,), "std": (0.5,)}
+    recipe = armed(tiny, {"a": (), "b": ("teacher.labels.rule=smoothing",)})
+    teacher = recipe.teacher.model_copy(update={"imported": ImportedRecipe(**told)})
+    recipe = recipe.model_copy(update={"teacher": teacher})
+    check_recipe(recipe, "tiny.toml")
+    with pytest.raises(RecipeError, match=r"\[teacher\.imported\] source: found \"timm:resnet18\", but the teachers"):
+        compare(recipe, ignore)
 
 
 def test_an_arm_may_not_import_its_teacher(tiny: Callable[..., Recipe]) -> None:
