@@ -129,6 +129,8 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     """Any image as 8-bit RGB; 16-bit grey keeps its upper byte, where PIL's own conversion would clip to white."""
     if image.mode == "RGB":
         return image
+    if image.mode == "I" and image.format == "TIFF":
+        raise ValueError("32-bit or signed integer pixels have no known range: save them with 8 bits, or 16 unsigned")
     if image.mode.startswith("I"):
         grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")

@@ -118,6 +118,11 @@ def _mean_and_std(source: Source, train: Tensor, seed: int) -> tuple[tuple[float
     n = len(chosen) * height * width
     means = tuple(total / (255 * n) for total in sums.tolist())
     variances = [n * square - total * total for total, square in zip(sums.tolist(), squares.tolist(), strict=True)]
+    if not any(variances):
+        raise DataError(
+            f"{source.name}: the {len(chosen)} images that were measured are all of one and the same colour",
+            cure="look at a few of the files: transparency is dropped, so that what is drawn by it alone is gone.",
+        )
     return means, tuple(max(math.sqrt(variance) / (255 * n), _SMALLEST_STD) for variance in variances)
 
 

@@ -2,7 +2,7 @@
 
 Two layouts. `root/<class>/*.jpg` has no test part. `root/train/<class>/*.jpg` has one when `root/test`, or else
 `root/val` or `root/validation`, has class folders too; of several, the first of that order is the test part and the
-others are not used.
+others are not used. These folders may be called `training`, `testing` and `valid` too, in capitals or not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from distill.data.decode import EXTENSIONS
 from distill.errors import DataError
 
-_TEST_FOLDERS = ("test", "val", "validation")
+_TRAIN_FOLDERS = ("train", "training")
+_TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 _LAYOUT = "Expected are <root>/<class>/ or <root>/train/<class>/ and <root>/test/<class>/, with images in them."
 
 
@@ -65,21 +66,35 @@ def scan(root: Path) -> Scan:
 
 def _train_and_test(root: Path) -> tuple[str, str | None]:
     """Names of the folders with the training and the test part, '' being root itself."""
-    train = root / "train"
-    if not train.is_dir() or not _class_folders(train):
+    # Where names differ in capitals alone, the one without them.
+    folders = sorted(_class_folders(root), key=str.islower)
+    divided = {name.casefold(): name for name in folders if _class_folders(root / name)}
+    train = next((divided[name] for name in _TRAIN_FOLDERS if name in divided), None)
+    # A test folder without class folders holds unlabelled images, as ImageNet's does.
+    tests = [divided[name] for name in _TEST_FOLDERS if name in divided]
+    if train is None:
+        if len(tests) > 1 and set(tests) == set(folders):
+            raise DataError(
+                f"{root}: {' and '.join(tests)} hold folders themselves, so that they are parts and not classes, and "
+                "none of them is called train",
+                cure="Rename the training part to train.",
+            )
         return "", None
-    for name in _TEST_FOLDERS:
-        # A test folder without class folders holds unlabelled images, as ImageNet's does.
-        if (root / name).is_dir() and _class_folders(root / name):
-            return "train", name
+    if tests:
+        return train, tests[0]
     for name in _class_folders(root):
         beside = str(root / name)
-        if name not in ("train", *_TEST_FOLDERS) and next(_images_below(beside, name, Counter()), None):
+        if (
+            name != train
+            and name.casefold() not in _TEST_FOLDERS
+            and next(_images_below(beside, name, Counter()), None)
+        ):
             raise DataError(
-                f"{root}: is train a class like {name}, or the training part? Both have images, and train has folders",
-                cure=f"Rename the class, or set data.root to {train}.",
+                f"{root}: is {train} a class like {name}, or the training part? Both have images, and {train} has "
+                "folders",
+                cure=f"Rename the class, or set data.root to {root / train}.",
             )
-    return "train", None
+    return train, None
 
 
 def _scan_part(root: Path, part: str, ignored: Counter[str]) -> tuple[tuple[str, ...], list[str], list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -73,11 +74,11 @@ def test_small_and_thin_images(size: tuple[int, int]) -> None:
     assert np.array_equal(pixels, np.full((24, 24, 3), (200, 100, 50), np.uint8))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B", "I"])
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B"])
 def test_every_kind_of_pixel_becomes_rgb(mode: str) -> None:
-    kind = "TIFF" if mode in ("CMYK", "YCbCr", "I", "I;16B", "PA") else "PNG"
-    if mode in ("I;16", "I;16B", "I"):
-        dtype = {"I;16": "<u2", "I;16B": ">u2", "I": np.int32}[mode]
+    kind = "TIFF" if mode in ("CMYK", "YCbCr", "I;16B", "PA") else "PNG"
+    if mode in ("I;16", "I;16B"):
+        dtype = {"I;16": "<u2", "I;16B": ">u2"}[mode]
         image = Image.fromarray(np.full((6, 6), 0x8000, dtype))
     else:
         image = Image.new("RGB", (6, 6), (128, 128, 128)).convert("P" if mode == "PA" else mode)
@@ -88,6 +89,23 @@ def test_every_kind_of_pixel_becomes_rgb(mode: str) -> None:
     assert pixels.shape == (6, 6, 3)
     if mode not in ("1", "P", "PA"):  # these are dithered
         assert np.abs(pixels.astype(int) - 128).max() <= 2
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.int16])
+def test_integers_of_no_known_range_are_refused(dtype: type) -> None:
+    """Signed or of 32 bits: they may go to 255, to 32,767, to anywhere."""
+    file = io.BytesIO()
+    Image.fromarray(np.arange(256, dtype=np.int32).reshape(16, 16)).save(file, "TIFF")
+    content = file.getvalue()
+    if dtype is np.int16:  # of which Pillow can read files and not make them
+        tags = struct.unpack_from("<H", content, offset := struct.unpack_from("<I", content, 4)[0])[0]
+        content = bytearray(content)
+        for tag in range(offset + 2, offset + 2 + 12 * tags, 12):
+            if struct.unpack_from("<H", content, tag)[0] == 258:  # BitsPerSample
+                struct.pack_into("<H", content, tag + 8, 16)
+        content = bytes(content)
+    with pytest.raises(Undecodable, match="no known range"):
+        decode(content, 16)
 
 
 def test_16_bit_grey_keeps_its_range() -> None:

@@ -41,6 +41,28 @@ def test_which_folder_is_the_test_part(tmp_path: Path, present: tuple[str, ...],
     assert source.files[2:] == (() if chosen is None else (f"{chosen}/a/0.png", f"{chosen}/b/0.png"))
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [("Train", "Test"), ("training", "validation"), ("TRAINING", "testing"), ("train", "valid"), ("train", "Val")],
+)
+def test_parts_by_other_names(tmp_path: Path, train: str, test: str) -> None:
+    for part in (train, test):
+        for name in ("a", "b"):
+            picture(tmp_path / part / name / "0.png")
+    source = scan(tmp_path)
+    assert source.classes == ("a", "b")
+    assert source.files == (f"{train}/a/0.png", f"{train}/b/0.png", f"{test}/a/0.png", f"{test}/b/0.png")
+    assert source.test_start == 2
+
+
+def test_parts_without_a_training_part_are_no_classes(tmp_path: Path) -> None:
+    for part in ("test", "val"):
+        picture(tmp_path / part / "a" / "0.png")
+        picture(tmp_path / part / "b" / "0.png")
+    with pytest.raises(DataError, match=r"test and val hold folders themselves.* none of them is called train"):
+        scan(tmp_path)
+
+
 def test_a_test_folder_of_unlabelled_images_is_not_the_test_part(tmp_path: Path) -> None:
     for part in ("train", "val"):
         picture(tmp_path / part / "a" / "0.png")
