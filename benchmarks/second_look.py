@@ -54,6 +54,7 @@ LOOKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
         ("search_asymmetric", "search_asymmetric_decay"),
     ),
     "regularised_best": ("instance", ("onehot", "smoothing"), ("search_regularised",)),
+    "regularised_known": ("instance", ("onehot", "smoothing"), ("search_regularised", "search_known")),
     "clean_1000_best": ("fixed", ("onehot", "smoothing"), ("search_clean_1000", "search_clean_10000")),
     "clean_4000_best": ("fixed", ("onehot", "smoothing"), ("search_clean", "search_clean_10000")),
     "clean_4000_again": ("fixed", ("smoothing",), ("search_clean", "search_clean_10000")),
