@@ -48,6 +48,19 @@ def folder_recipe(root: Path) -> Recipe:
     return recipe(data={"source": "folder", "root": str(root), "image_size": 8, "test": 2, "validation": 2})
 
 
+def test_drawings_in_the_alpha_channel_are_no_black_images(tmp_path: Path) -> None:
+    """Black on a transparent ground is black all over once transparency is dropped."""
+    for index in range(12):
+        drawing = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
+        drawing.paste((0, 0, 0, 255), (index % 4, 0, 4 + index % 4, 4))
+        path = tmp_path / "ab"[index % 2] / f"{index:02}.png"
+        path.parent.mkdir(exist_ok=True)
+        drawing.save(path)
+    with pytest.raises(DataError, match="are all of one and the same colour") as found:
+        open_data(folder_recipe(tmp_path))
+    assert "transparency" in str(found.value.cure)
+
+
 def prefetchers() -> list[threading.Thread]:
     return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
