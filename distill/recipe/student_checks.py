@@ -114,8 +114,8 @@ def _top_k(recipe: Recipe, compared: Sequence[LabelRule]) -> Iterator[str]:
         )
     elif export.format == "topk" and reason and not loss.allow_topk and not recipe.student.online:
         yield (
-            f'[export] format: found "topk", but {reason}; expected a temperature of at most 1, format = "int8", or '
-            "[student.loss] allow_topk = true (top-10 of 1,000 at T = 4: .5 nats; docs/formats.md)"
+            f'[export] format: found "topk", but {reason}; expected kd, ttm or wttm at T <= 1, '
+            'format = "int8", or [student.loss] allow_topk = true (top-10 of 1,000 at T = 4: .5 nats; docs/formats.md)'
         )
 
 
