@@ -31,7 +31,7 @@ from distill.stages.teacher import training_rows
 from distill.stages.trial import KNOWN, beside_logits
 from distill.store.atomic import check_place
 from distill.store.formats.layout import half_columns, logit_columns, row_bytes
-from distill.training.device import prepare_device
+from distill.training.device import emulated_precision, prepare_device
 
 
 @dataclass
@@ -78,7 +78,7 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
     data: ImageData | None = None
     shape = KNOWN.get(recipe.data.source)
     with _collected(report):
-        prepare_device(recipe)
+        report.notes += _emulated(recipe, prepare_device(recipe))
     with _collected(report):
         check_place(Path(recipe.checkpoints) / recipe.name)
     with _collected(report):
@@ -191,6 +191,14 @@ def _stage_plan(
         learned = labels.rule in LEARNED_RULES
         plan["labels"] = f"{labels.rule}, {labels.meta} meta, {labels.estimator}" if learned else labels.rule
     return plan
+
+
+def _emulated(recipe: Recipe, device: torch.device) -> Iterator[str]:
+    """Half precision that the device only emulates, in the stages that train."""
+    for table, stage in (("teacher", recipe.teacher), ("student", recipe.student)):
+        idle = table == "teacher" and recipe.teacher.imported.source
+        if not idle and (note := emulated_precision(device, stage, table)):
+            yield note
 
 
 def _colourless(recipe: Recipe, data: ImageData) -> Iterator[str]:

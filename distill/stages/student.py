@@ -27,7 +27,7 @@ from distill.store.atomic import sha256_of, write_bytes
 from distill.store.logits import LogitStore
 from distill.store.manifest import MANIFEST, Manifest, read_manifest
 from distill.store.origin import Origin
-from distill.training.device import describe_device, prepare_device
+from distill.training.device import describe_device, emulated_precision, prepare_device
 from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out, files_read
 from distill.training.loop import Plan, fit
 from distill.training.schedule import build_schedule
@@ -80,6 +80,8 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
         tell_left_out(data, listener)
         for reason in settled.reasons:
             listener(Notice(reason))
+        if slow := emulated_precision(device, recipe.student, "student"):
+            listener(Notice(f"note: {slow}"))
         begun = teacher.record.stages["teacher"].digest
         run = make_run(folder, recipe, kind="student", begun=own_digest, teacher=begun)
         metrics = fit(task, _plan(task, folder, own_digest, data, device), listener, metrics_file)

@@ -41,7 +41,7 @@ from distill.stages.held import refuse_another_teacher
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import save_weights
 from distill.store.labels import write_labels
-from distill.training.device import describe_device, prepare_device
+from distill.training.device import describe_device, emulated_precision, prepare_device
 from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out, files_read
 from distill.training.loop import Plan, fit
 from distill.training.schedule import build_schedule
@@ -77,8 +77,9 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
         metrics_file = MetricsFile(folder / "metrics.jsonl")
         listener = fan_out(metrics_file, listener)
         tell_left_out(data, listener)
-        for note in bare_classes(recipe, data):
-            listener(Notice(f"note: {note}"))
+        for note in (*bare_classes(recipe, data), emulated_precision(device, recipe.teacher, "teacher")):
+            if note:
+                listener(Notice(f"note: {note}"))
         task = TeacherTask(recipe, data, device, listener)
         # Only now, when data, model and estimator stand, is the folder taken: a failed first try blocks no name.
         run = make_run(folder, recipe, kind="teacher", begun=digest)

@@ -164,6 +164,18 @@ def test_check_notes_what_labels_have_no_use_for(tiny) -> None:
     assert any("found 2 images to judge the labels, and 8 of 10 classes have none" in note for note in few.notes)
 
 
+def test_check_notes_half_precision_that_is_emulated(tiny, monkeypatch) -> None:
+    monkeypatch.setattr("distill.training.device._has_arithmetic", lambda device, precision: False)
+
+    def notes(*settings: str) -> list[str]:
+        return [note for note in check_plan(tiny("device=cpu", *settings), "tiny.toml").notes if "emulated" in note]
+
+    assert notes() == []
+    (found,) = notes("student.precision=bfloat16")
+    assert found.startswith("[student] precision")
+    assert len(notes("student.precision=bfloat16", "teacher.precision=float16")) == 2
+
+
 def test_classes_that_a_part_has_no_image_of_are_noted(tiny) -> None:
     few = tiny("teacher.labels.rule=instance", "teacher.labels.meta=held-out", "data.meta=2", "data.test=4")
     notes = [note for note in check_plan(few, "tiny.toml").notes if "classes have no" in note]
