@@ -35,7 +35,7 @@ def gradient(loss: Callable[[Tensor, Tensor, Tensor], Tensor], student: Tensor, 
 
 
 def error(name: LossName, classes: int, k: int) -> float:
-    """|gradient on what the store gives back - gradient on the logits| / |the latter|; a quarter are answered wrongly."""
+    """|gradient by what the store gives back - gradient by the logits| / |the latter|."""
     draw = torch.Generator().manual_seed(classes)
     teacher = 2 * torch.randn(ROWS, classes, generator=draw)
     targets = teacher.argmax(1)
