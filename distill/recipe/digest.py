@@ -13,7 +13,9 @@ from typing import Any, TypeAlias
 from pydantic import BaseModel
 
 from distill.recipe.labels import reads
+from distill.recipe.losses import settle
 from distill.recipe.schema import Recipe
+from distill.recipe.student_checks import label_rule
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
@@ -61,11 +63,16 @@ def another_student(asked: Recipe, found: Recipe) -> bool:
     """Whether a recipe asks for another student than a finished one's, by their recipes alone.
 
     Args:
-        asked: what it leaves open, as the student's network or a loss's weight, fits whatever was chosen.
+        asked: a network that it leaves open fits whatever was chosen. What its loss leaves open is settled as a
+            student's is; the temperature, which is by the labels of all its teachers, only where there is one.
         found: the finished student's, with nothing left open.
     """
-    given, have = (dict(_flat(_student_inputs(recipe))) for recipe in (asked, found))
-    return any(value not in (None, "") and value != have.get(name) for name, value in given.items())
+    recipes = (asked, _settled(asked), _settled(found))
+    written, wanted, have = (dict(_flat(_student_inputs(recipe))) for recipe in recipes)
+    left_open = set() if asked.student.model else {"student.model"}
+    if asked.student.more_teachers:
+        left_open |= {name for name, value in written.items() if name.endswith(".temperature") and value is None}
+    return any(wanted.get(name) != have.get(name) for name in (wanted.keys() | have.keys()) - left_open)
 
 
 def differences(old: Recipe, new: Recipe, tables: Collection[str]) -> list[str]:
@@ -121,6 +128,13 @@ def _student_inputs(recipe: Recipe) -> dict[str, Any]:
     student = recipe.student.model_dump(mode="json", exclude={"test_every_epoch"})
     views = recipe.views.model_dump(mode="json")
     return {**_common_inputs(recipe), "views": views, "export": export, "student": student}
+
+
+def _settled(recipe: Recipe) -> Recipe:
+    """With nothing left open in the student's loss."""
+    student = recipe.student
+    loss = settle(student.loss, label_rule(recipe), student.epochs).loss
+    return recipe.model_copy(update={"student": student.model_copy(update={"loss": loss})})
 
 
 def _imported_inputs(recipe: Recipe) -> dict[str, Any]:

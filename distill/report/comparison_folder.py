@@ -36,11 +36,16 @@ def write_plan(recipe: Recipe, folder: Path, finished: Collection[str] = ()) -> 
         folder: the comparison's.
         finished: keys of cells whose numbers are in hand, to be written next.
     """
-    path, text = folder / COMPARISON, dump_recipe(recipe).encode()
-    if not path.is_file() or path.read_bytes() != text:
+    if not is_plan(recipe, folder):
         if is_published(folder):
             set_aside(folder, finished)
-        write_bytes(path, text)
+        write_bytes(folder / COMPARISON, dump_recipe(recipe).encode())
+
+
+def is_plan(recipe: Recipe, folder: Path) -> bool:
+    """Whether a comparison's folder is for this very recipe."""
+    path = folder / COMPARISON
+    return path.is_file() and path.read_bytes() == dump_recipe(recipe).encode()
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:

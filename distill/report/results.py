@@ -6,7 +6,7 @@ the run itself. So a cluster's jobs need no common file, and a folder can be rep
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -90,6 +90,23 @@ def write_finished(folder: Path, cell: Cell, run: Run) -> None:
 def write_failed(folder: Path, cell: Cell, reason: str, traceback: str = "") -> None:
     """Says why a cell has no run."""
     _write(folder, CellRecord(key=cell.key, state="failed", reason=reason, traceback=traceback))
+
+
+def forget_others(folder: Path, cells: Sequence[Cell], wanted: Mapping[int, str]) -> None:
+    """Forgets where the runs of cells lie that ask for others by now: other images, given labels, teachers, students.
+
+    Args:
+        folder: the comparison's.
+        cells: of the comparison.
+        wanted: digests that their runs would have, by number; of a cell that is not among them nothing is known.
+    """
+    for cell in cells:
+        path = folder / CELLS / f"{cell.key}.json"
+        record = _read(path) if path.is_file() else None
+        if record is None or record.state != "finished":
+            continue
+        if wanted.get(cell.number, record.digest) != record.digest:
+            path.unlink()
 
 
 def _write(folder: Path, record: CellRecord) -> None:

@@ -16,12 +16,12 @@ from distill.recipe.grid import Cell, comparison_folder, grid
 from distill.recipe.labels import LabelRule
 from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
-from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
-from distill.report.results import write_finished
+from distill.report.comparison_folder import is_plan, read_comparison, write_comparison, write_plan
+from distill.report.results import forget_others, write_finished
 from distill.report.runs import RECORD, Run, open_run
 from distill.stages.arms import grid_errors
 from distill.stages.cells import run_cell
-from distill.stages.grid import finished_cells
+from distill.stages.grid import look_up
 from distill.stages.held import refuse_other_teachers
 from distill.stages.labels import draw_suspects
 from distill.stages.run_grid import Manner, run_cells
@@ -53,7 +53,9 @@ def compare(recipe: Recipe, listener: Listener, manner: Manner = Manner()) -> Co
     """
     cells = planned(recipe)
     folder = prepared_folder(recipe, cells)
-    finished = finished_cells(cells, listener)
+    there = look_up(cells, listener)
+    finished = there.finished
+    forget_others(folder, cells, there.wanted)
     for number, run in finished.items():
         write_finished(folder, cells[number], run)
     schedule = Schedule(cells, {number: seconds_of(run) for number, run in finished.items()}, manner.budget)
@@ -81,13 +83,17 @@ def run_one(recipe: Recipe, number: int, listener: Listener) -> Run:
             cure="--list-cells has them.",
         )
     cell = cells[number]
-    found = finished_cells([each for each in cells if each.number in (number, cell.needs)], listener)
-    if cell.needs is not None and cell.needs not in found:
+    unchanged = is_plan(recipe, comparison_folder(recipe))  # else every cell that has a run may ask for another
+    near = [each for each in cells if each.number in (number, cell.needs) or each.needs == number]
+    there = look_up(near if unchanged else cells, listener)
+    if cell.needs is not None and cell.needs not in there.finished:
         raise RunError(
             f"{recipe.name}: cell {number} is a {cell}, whose teacher, cell {cell.needs}, is not finished",
             cure=f"run that first: --cell {cell.needs}",
         )
-    return run_cell(cell, prepared_folder(recipe, cells), listener)
+    folder = prepared_folder(recipe, cells)
+    forget_others(folder, cells, there.wanted)
+    return run_cell(cell, folder, listener)
 
 
 def planned(recipe: Recipe) -> tuple[Cell, ...]:

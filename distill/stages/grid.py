@@ -34,8 +34,21 @@ class _Data:
     classes: int
 
 
+@dataclass(frozen=True)
+class LookedUp:
+    """What is on disk of some cells, by their numbers."""
+
+    finished: dict[int, Run]  # the runs of those that need not be trained
+    wanted: dict[int, str]  # the digest that a cell's run would have, where that can be told; "": none that is there
+
+
 def finished_cells(cells: Sequence[Cell], listener: Listener) -> dict[int, Run]:
-    """The runs of the cells that need not be trained, by the cells' numbers.
+    """The runs of the cells that need not be trained, by the cells' numbers; see `look_up`."""
+    return look_up(cells, listener).finished
+
+
+def look_up(cells: Sequence[Cell], listener: Listener) -> LookedUp:
+    """Which cells need not be trained, and which digests they all ask for.
 
     What is found is what the stages themselves would skip, short of the stores' contents: a stage that does run looks
     at these too.
@@ -45,19 +58,24 @@ def finished_cells(cells: Sequence[Cell], listener: Listener) -> dict[int, Run]:
     """
     known: dict[str, _Data] = {}
     found: dict[int, Run] = {}
+    wanted: dict[int, str] = {}
     asking = {digest(cell.recipe.data): cell for cell in reversed(cells)}
     for cell in asking.values():
         with placed(arm_place(cell) if len(asking) > 1 else ""):
             _data(known, cell.recipe, listener)  # what is missing is said before hours are spent
     for cell in cells:
         data = partial(_data, known, cell.recipe, listener)
+        run = None
         if cell.kind == "teacher":
-            run = _teacher(cell, data)
-        else:
-            run = _student(cell, found[cell.needs], data) if cell.needs in found else None
+            wanted[cell.number] = inputs_digest(cell.recipe, data().fingerprint, data().given)
+            run = _teacher(cell, wanted[cell.number])
+        elif cell.needs in found:
+            run = _student(cell, found[cell.needs], data, wanted)
+        elif cell.needs in wanted and _is_another(cell, wanted[cell.needs]):
+            wanted[cell.number] = ""
         if run is not None:
             found[cell.number] = run
-    return found
+    return LookedUp(found, wanted)
 
 
 def _data(known: dict[str, _Data], recipe: Recipe, listener: Listener) -> _Data:
@@ -77,20 +95,23 @@ def _opened(folder: Path) -> Run | None:
         return None
 
 
-def _teacher(cell: Cell, data: Callable[[], _Data]) -> Run | None:
+def _is_another(cell: Cell, wanted: str) -> bool:
+    """Whether a cell's teacher is trained, by other images or given labels than are there now, or by another recipe."""
     run = _opened(cell.teacher_folder)
-    if run is None or "teacher" not in run.record.stages:
-        return None
-    if not run.done("teacher", inputs_digest(cell.recipe, data().fingerprint, data().given)):
+    return run is not None and "teacher" in run.record.stages and run.record.stages["teacher"].digest != wanted
+
+
+def _teacher(cell: Cell, wanted: str) -> Run | None:
+    run = _opened(cell.teacher_folder)
+    if run is None or not run.done("teacher", wanted):
         return None
     weights = run.record.stages["teacher"].files.get("model.safetensors", "")
     exported = run.done("export", export_digest(cell.recipe, weights)) and (run.folder / STORE / MANIFEST).is_file()
     return run if exported or not cell.exports else None
 
 
-def _student(cell: Cell, teacher: Run, data: Callable[[], _Data]) -> Run | None:
-    if not (teacher.folder / STUDENTS).is_dir():
-        return None
+def _student(cell: Cell, teacher: Run, data: Callable[[], _Data], wanted: dict[int, str]) -> Run | None:
+    """The cell's run, where it is finished; its digest is put in `wanted`."""
     channels, side, _ = data().shape
     try:
         names = cell.recipe.student.more_teachers
@@ -98,8 +119,9 @@ def _student(cell: Cell, teacher: Run, data: Callable[[], _Data]) -> Run | None:
         rules = [label_rule(run.recipe) for run in more]
         settled = settle_student(cell.recipe, rules, channels=channels, image_size=side, classes=data().classes).recipe
         weights = teacher.record.stages["teacher"].files.get("model.safetensors", "")
-        wanted = student_digest(settled, student_inputs(teacher, more, settled, weights))
+        own = student_digest(settled, student_inputs(teacher, more, settled, weights))
     except UserError:  # its own stage says it better
         return None
-    run = _opened(teacher.folder / STUDENTS / student_name(settled, wanted))
-    return run if run is not None and run.done("student", wanted) else None
+    wanted[cell.number] = own
+    run = _opened(teacher.folder / STUDENTS / student_name(settled, own))
+    return run if run is not None and run.done("student", own) else None

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from distill.errors import DataError, RunError
+from distill.recipe.digest import another_student
 from distill.recipe.grid import Cell, grid
 from distill.recipe.load import dump_recipe, load_recipe, override
 from distill.recipe.schema import Recipe
@@ -354,6 +355,53 @@ def test_numbers_of_another_student_are_not_reported(finished: Compared) -> None
         assert students[0].reason.endswith("its student is of another recipe than the comparison's")
     write_plan(override(recipe, ["student.test_every_epoch=false"]), finished.folder)
     assert {result.state for result in read_comparison([finished.folder]).results} == {"finished"}
+
+
+@pytest.mark.parametrize(
+    ("given", "left_open"),
+    [
+        ("student.loss.hard_weight=0.9", "student.loss.hard_weight=none"),
+        ("student.loss.temperature=2", "student.loss.temperature=none"),
+        ("student.loss.plus.logits.weight=0.5", "student.loss.plus={}"),
+    ],
+)
+def test_what_a_student_had_and_its_recipe_has_no_more_is_another(
+    tiny: Callable[..., Recipe], given: str, left_open: str
+) -> None:
+    """The loss's own settings are what is asked for then, and nothing of the old ones."""
+    before = tiny(*SHORT, "compare.teachers=onehot", "compare.seeds=0", given)
+    found = compare(before, Told())
+    after = override(before, [left_open])
+    assert not another_student(before, open_run(found.folder / found.comparison.results[1].run).recipe)
+    write_plan(after, found.folder)
+    assert [each.state for each in read_comparison([found.folder]).results] == ["finished", "missing"]
+    write_plan(before, found.folder)
+    again = compare(after, Told(), Manner(budget=1e-9))
+    assert [each.state for each in again.comparison.results] == ["finished", "missing"]
+
+
+def test_a_network_that_is_left_open_by_now_is_another_one(tiny: Callable[..., Recipe]) -> None:
+    """Which one it is says the images' size; a report alone cannot tell, so whatever comes before it forgets the old."""
+    before = tiny(*SHORT, "compare.teachers=onehot", "compare.seeds=0,1", "student.model=resnet14")
+    found = compare(before, Told())
+    after = override(before, ['student.model=""'])
+    run_one(after, 0, Told())
+    states = {each.cell.key: each.state for each in read_comparison([found.folder]).results}
+    assert states == {
+        "onehot-s0": "finished", "onehot-s0-kd": "missing", "onehot-s1": "finished", "onehot-s1-kd": "missing"
+    }  # fmt: skip
+
+
+def test_students_of_other_given_labels_go_with_their_teachers(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    labels = tmp_path / "labels.csv"
+    labels.write_text("index,label\n" + "".join(f"{row},3\n" for row in range(300)))
+    noise = ("data.noise.kind=file", "data.noise.rate=0", "data.noise.redraw=all", f'data.noise.file="{labels}"')
+    recipe = tiny(*SHORT, *noise, "compare.teachers=onehot", "compare.seeds=0")
+    assert [each.state for each in compare(recipe, Told()).comparison.results] == ["finished", "finished"]
+    labels.write_text("index,label\n" + "".join(f"{row},4\n" for row in range(300)))
+    changed = compare(recipe, Told())
+    assert [each.state for each in changed.comparison.results] == ["failed", "failed"]
+    assert [each.state for each in read_comparison([changed.folder]).results] == ["failed", "failed"]
 
 
 def test_a_run_that_became_another_s_is_missing(finished: Compared) -> None:
