@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from distill.errors import RecipeError
 from distill.recipe.compare_checks import arm_problems, compare_problems
 from distill.recipe.fields import key
-from distill.recipe.grid import arm_recipe, with_loss
+from distill.recipe.grid import UNTRAINED, arm_recipe, grid, with_loss
 from distill.recipe.label_checks import label_problems
 from distill.recipe.labels import LEARNED_RULES, LabelRule
 from distill.recipe.schema import OptimizerRecipe, Recipe, StageRecipe, ViewsRecipe
@@ -91,6 +91,25 @@ def check_recipe(recipe: Recipe, where: str, *, comparing: bool = False) -> None
     if found:
         lines = "\n".join(f"{where}: {problem}" for problem in found)
         raise RecipeError(lines, cure="`distill list fields` says what each field is for.")
+
+
+def cell_problems(recipe: Recipe) -> Iterator[str]:
+    """Rules that single cells of a comparison break, each told once, of the first that does.
+
+    Cells of the first seed are looked at: other seeds break no other rule.
+
+    Args:
+        recipe: that of the comparison, which breaks no rule by itself.
+    """
+    told: set[str] = set()
+    for cell in grid(recipe):
+        if cell.seed != recipe.compare.seeds[0]:
+            continue
+        for line in problems(cell.recipe):
+            if line not in told:
+                told.add(line)
+                out = "; or leave out this control: [compare] controls = false" if cell.control == UNTRAINED else ""
+                yield f"{cell}: {line}{out}"
 
 
 def _data(recipe: Recipe) -> Iterator[str]:

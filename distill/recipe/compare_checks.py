@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from distill.errors import RecipeError
 from distill.recipe.compare import CompareRecipe
 from distill.recipe.fields import key
-from distill.recipe.grid import UNTRAINED, arm_recipe, run_name
+from distill.recipe.grid import UNTRAINED, arm_recipe, run_name, takes_temperature
 from distill.recipe.load import override
-from distill.recipe.losses import CATALOGUE, LossName
+from distill.recipe.losses import CATALOGUE, LossName, LossRecipe
 from distill.recipe.schema import Recipe
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
@@ -111,7 +111,7 @@ def _students(recipe: Recipe) -> Iterator[str]:
             )
     losses = _losses(recipe)
     named = f'the loss "{losses[0]}" has' if len(losses) == 1 else f"the losses {', '.join(losses)} have"
-    if compare.temperatures and not any("temperature" in CATALOGUE[loss].reads for loss in losses):
+    if compare.temperatures and not any(takes_temperature(loss) for loss in losses):
         yield f"[compare] temperatures: given, but {named} none; leave them out, or set [student.loss] name"
     if compare.weights and not any(CATALOGUE[loss].takes_share for loss in losses):
         yield (
@@ -120,12 +120,34 @@ def _students(recipe: Recipe) -> Iterator[str]:
         )
     if compare.weights:
         yield from _weighed_twice(recipe)
+    yield from _lost(recipe)
 
 
 def _losses(recipe: Recipe) -> list[LossName]:
     """All that students of the grid learn with, but for controls."""
     arms = list(_made(recipe).values()) or [recipe]
     return list(dict.fromkeys(recipe.compare.losses or (arm.student.loss.name for arm in arms)))
+
+
+def _lost(recipe: Recipe) -> Iterator[str]:
+    """What arms assign to the student's loss, and no student of the grid would have: two arms would be the same."""
+    compare, common = recipe.compare, recipe.student.loss
+    for name, arm in _made(recipe).items():
+        loss, place = arm.student.loss, f"[compare.arms] {key(name)}: [student.loss]"
+        if compare.losses and loss.name not in compare.losses and _own(loss) != _own(common):
+            yield (
+                f"{place} name: is {loss.name} here, which is not among [compare] losses, and so no student has what "
+                "the arm assigns to its loss; name it there, or leave [compare] losses out"
+            )
+        if compare.temperatures and loss.temperature != common.temperature and takes_temperature(loss.name):
+            yield (
+                f"{place} temperature: assigned with [compare] temperatures, which replace it; leave one of them out"
+            )
+
+
+def _own(loss: LossRecipe) -> LossRecipe:
+    """Without what students have with every loss."""
+    return loss.model_copy(update={"plus": {}, "allow_topk": False})
 
 
 def _weighed_twice(recipe: Recipe) -> Iterator[str]:

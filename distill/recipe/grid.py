@@ -107,13 +107,16 @@ def at_seed(recipe: Recipe, own: Recipe, name: str, seed: int) -> Recipe:
     """An arm's own recipe at one seed, in the folder of the comparison `recipe`."""
     folder = str(comparison_folder(recipe))
     own = own.model_copy(update={"name": run_name(name, seed), "seed": seed, "checkpoints": folder})
-    if own.compare.temperatures and own.export.format == "topk":  # which not every temperature can read
+    asks = own.compare.students and (own.compare.temperatures or own.compare.losses)
+    if asks and own.export.format == "topk":  # which not every loss can read, at every temperature
         return with_loss(own, *next(_combinations(own)))
     return own
 
 
 def with_loss(recipe: Recipe, name: LossName, temperature: float | None, weight: float | None = None) -> Recipe:
     """With another loss of the student's, which starts from its own settings, at this temperature.
+
+    Further losses (`plus`) stay beside every loss that asks a teacher; those that ask none are controls.
 
     Args:
         recipe: to be changed.
@@ -123,7 +126,8 @@ def with_loss(recipe: Recipe, name: LossName, temperature: float | None, weight:
     """
     loss = recipe.student.loss
     if name != loss.name:
-        loss = LossRecipe(name=name, allow_topk=loss.allow_topk)
+        plus = loss.plus if CATALOGUE[name].needs else {}
+        loss = LossRecipe(name=name, plus=plus, allow_topk=loss.allow_topk)
     if temperature is not None:
         loss = loss.model_copy(update={"temperature": temperature})
     if weight is not None:
@@ -132,12 +136,17 @@ def with_loss(recipe: Recipe, name: LossName, temperature: float | None, weight:
     return recipe.model_copy(update={"student": recipe.student.model_copy(update={"loss": loss})})
 
 
+def takes_temperature(loss: LossName) -> bool:
+    """Whether students of a grid learn with this loss at its temperatures; one that asks no teacher keeps its own."""
+    return bool(CATALOGUE[loss].needs) and "temperature" in CATALOGUE[loss].reads
+
+
 def _combinations(recipe: Recipe) -> Iterator[tuple[LossName, float | None, float | None]]:
     """Every loss, temperature and weight of the grid; a loss that reads none of these comes with None for it."""
     compare = recipe.compare
     for loss in compare.losses or (recipe.student.loss.name,):
         info = CATALOGUE[loss]
-        temperatures = (compare.temperatures if "temperature" in info.reads else ()) or (None,)
+        temperatures = (compare.temperatures if takes_temperature(loss) else ()) or (None,)
         weights = (compare.weights if info.takes_share else ()) or (None,)
         for temperature, weight in product(temperatures, weights):
             yield loss, temperature, weight
@@ -169,12 +178,17 @@ def _add_students_alone(cells: list[Cell], own: Recipe, arm: str, seed: int) -> 
 def _untrained(reference: Recipe) -> Recipe:
     """The reference arm with a teacher that learns nothing, and kd students.
 
-    What only training reads is left at its defaults: it would be said to fit no training of 0 epochs.
+    What only training reads is left at its defaults: it would be said to fit no training of 0 epochs. Labels that
+    nothing has learned teach nobody.
     """
     untrained = {"epochs": 0, "labels": LabelsRecipe(), "optimizer": OptimizerRecipe()}
+    loss = reference.student.loss
+    plus = {name: term for name, term in loss.plus.items() if name != "labels"}
+    student = {"loss": loss.model_copy(update={"plus": plus})}
     own = reference.model_copy(
         update={
             "teacher": reference.teacher.model_copy(update=untrained),
+            "student": reference.student.model_copy(update=student),
             "compare": reference.compare.model_copy(update={"losses": ("kd",)}),
         }
     )

@@ -17,6 +17,7 @@ from distill.data.loader import ImageData, open_data, steps_per_epoch
 from distill.data.views import in_words, view_count
 from distill.errors import RecipeError, UserError
 from distill.models import zoo
+from distill.recipe.checks import cell_problems
 from distill.recipe.checks import problems as cross_field_problems
 from distill.recipe.compare import CompareRecipe
 from distill.recipe.grid import grid
@@ -74,7 +75,10 @@ class PlanReport:
 def check_plan(recipe: Recipe, where: str) -> PlanReport:
     """Opens the data, fits the models and adds up the sizes; collects every problem, not only the first."""
     report, written = PlanReport(where), recipe
-    report.problems += cross_field_problems(recipe, comparing=True)
+    comparing = recipe.compare != CompareRecipe()  # else a comparison of the defaults is nothing that it asks for
+    report.problems += cross_field_problems(recipe, comparing=comparing)
+    if comparing and not report.problems:
+        report.problems += cell_problems(recipe)
     data: ImageData | None = None
     shape = KNOWN.get(recipe.data.source)
     with _collected(report):
@@ -110,9 +114,10 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
     for trial in trials(written, shape).values():  # which tells what was suppressed above
         with _collected(report):
             trial()
-    with suppress(RecipeError):  # an arm that does not fit is among the problems already
-        for error in grid_errors(written, Tried(shape, report.told())):
-            report.add(error)
+    if comparing:
+        with suppress(RecipeError):  # an arm that does not fit is among the problems already
+            for error in grid_errors(written, Tried(shape, report.told())):
+                report.add(error)
     report.plan["compare"] = _compare_plan(recipe)
     return report
 

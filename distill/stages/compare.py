@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import RecipeError, RunError
-from distill.recipe.checks import check_recipe
+from distill.recipe.checks import cell_problems, check_recipe
 from distill.recipe.grid import Cell, comparison_folder, grid
 from distill.recipe.labels import LabelRule
 from distill.recipe.schema import Recipe
@@ -111,9 +111,8 @@ def planned(recipe: Recipe) -> tuple[Cell, ...]:
             cure="leave [teacher.imported] out, and say in [teacher] what to train.",
         )
     cells = grid(recipe)
-    for cell in cells:
-        if cell.seed == recipe.compare.seeds[0]:  # other seeds break no other rule
-            check_recipe(cell.recipe, f"{recipe.name}, {cell.recipe.name}")
+    if found := [f"{recipe.name}: {line}" for line in cell_problems(recipe)]:
+        raise RecipeError("\n".join(found), cure="`distill list fields` says what each field is for.")
     for error in grid_errors(recipe):
         raise error  # the first; `distill check` names them all
     return cells

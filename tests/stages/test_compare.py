@@ -381,7 +381,7 @@ def test_what_a_student_had_and_its_recipe_has_no_more_is_another(
 
 
 def test_a_network_that_is_left_open_by_now_is_another_one(tiny: Callable[..., Recipe]) -> None:
-    """Which one it is says the images' size; a report alone cannot tell, so whatever comes before it forgets the old."""
+    """Which one it is says the images' size; a report alone cannot tell: what comes before it forgets the old."""
     before = tiny(*SHORT, "compare.teachers=onehot", "compare.seeds=0,1", "student.model=resnet14")
     found = compare(before, Told())
     after = override(before, ['student.model=""'])

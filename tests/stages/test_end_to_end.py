@@ -14,7 +14,7 @@ import torch
 
 from distill.data.loader import open_data, ordered_batches
 from distill.errors import StoreError
-from distill.recipe.load import dump_recipe, load_recipe
+from distill.recipe.load import dump_recipe, load_recipe, override, parse_recipe
 from distill.report.runs import open_run
 from distill.stages.check import check_plan
 from distill.stages.pipeline import run_pipeline
@@ -162,6 +162,17 @@ def test_check_notes_what_labels_have_no_use_for(tiny) -> None:
     assert not any("has no use" in note for note in named)
     few = check_plan(tiny("teacher.labels.rule=instance", "teacher.labels.meta=held-out", "data.meta=2"), "tiny.toml")
     assert any("found 2 images to judge the labels, and 8 of 10 classes have none" in note for note in few.notes)
+
+
+def test_a_recipe_that_compares_nothing_is_not_checked_for_it() -> None:
+    """Adam without a warm-up fits one-hot labels; not the learned ones of a comparison that nobody asked for."""
+    fields = ("data.source=digits", "teacher.model=resnet8", "student.model=resnet8", "teacher.labels.rule=onehot")
+    recipe = override(
+        parse_recipe("", "r.toml"), [*fields, "teacher.optimizer.name=adamw", "teacher.optimizer.lr=0.001"]
+    )
+    assert check_plan(recipe, "r.toml").problems == []
+    asked = override(recipe, ["compare.seeds=0,1"])
+    assert any("warmup_epochs" in line for line in check_plan(asked, "r.toml").problems)
 
 
 def test_check_notes_half_precision_that_is_emulated(tiny, monkeypatch) -> None:
