@@ -24,6 +24,7 @@ from distill.errors import RunError, StoreError
 from distill.store.atomic import writable_folder
 from distill.store.bins import write_bins
 from distill.store.checkpoint import load_state, load_weights, save_state, save_weights
+from distill.training.best import BestWeights
 from distill.training.evaluate import Scores
 from distill.training.events import EpochDone, Listener, MetricsFile, StageStarted, StepDone
 from distill.training.interrupt import Interrupted, StopRequest, listen_for_stop
@@ -93,9 +94,9 @@ class Plan:
         return self.run / "state" / f"{self.stage}.safetensors"
 
     @property
-    def best_weights(self) -> Path:
+    def best_weights(self) -> BestWeights:
         """Weights of the best epoch by validation."""
-        return self.run / "best.safetensors"
+        return BestWeights(self.run / "best.safetensors", self.state)
 
 
 @dataclass
@@ -110,6 +111,7 @@ class Progress:
     seconds: float = 0.0  # spent in the epochs before
     last: dict[str, float] = field(default_factory=dict)  # metrics of the last epoch
     best: dict[str, float] = field(default_factory=dict)  # metrics of the best epoch by validation
+    best_sha256: str = ""  # of its weights; "" before there are any
 
     def over(self, plan: Plan) -> bool:
         """Whether training has come to its end."""
@@ -140,6 +142,8 @@ def fit(task: Task, plan: Plan, listener: Listener, metrics_file: MetricsFile) -
             # After the last epoch too: the caller's next stage must not begin. What is left to do here is short.
             if stop:
                 raise Interrupted(plan.stage, f"after epoch {progress.epoch} of {plan.epochs}")
+    if progress.best_sha256:
+        plan.best_weights.check(progress.best_sha256)  # the caller's next stage may go on with them
     best = {f"best_{name}": value for name, value in progress.best.items()}
     return {**progress.last, **best, "seconds": progress.seconds}
 
@@ -150,7 +154,7 @@ def _untrained(task: Task, plan: Plan, listener: Listener) -> dict[str, float]:
     began = time.monotonic()
     metrics = task.end_epoch(0) | _validation(task, plan) | _test(task, plan) | {"epoch": 0.0}
     if "validation_accuracy" in metrics:
-        save_weights(plan.best_weights, task.judged.state_dict())
+        save_weights(plan.best_weights.path, task.judged.state_dict())
         metrics |= {f"best_{name}": value for name, value in metrics.items() if name.startswith(_JUDGED)}
     return metrics | {"seconds": time.monotonic() - began}
 
@@ -169,10 +173,12 @@ def _test(task: Task, plan: Plan) -> dict[str, float]:
     return scores.named("test")
 
 
-def _test_of_best(task: Task, plan: Plan) -> dict[str, float]:
+def _test_of_best(task: Task, plan: Plan, sha256: str) -> dict[str, float]:
     """Scores on test of the best epoch's weights, as its own epoch would have had them."""
+    if sha256:
+        plan.best_weights.check(sha256)
     last = {name: value.clone() for name, value in task.judged.state_dict().items()}
-    load_weights(plan.best_weights, task.judged)
+    load_weights(plan.best_weights.path, task.judged)
     try:
         return plan.evaluate(task.judged, "test").named("test")
     finally:
@@ -257,7 +263,7 @@ def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -
     if plan.test_every_epoch or ends:
         scores |= _test(task, plan)
     if ends and not better and progress.best and not any(name.startswith("test") for name in progress.best):
-        progress.best |= _test_of_best(task, plan)
+        progress.best |= _test_of_best(task, plan, progress.best_sha256)
     seconds = progress.epoch_seconds + time.monotonic() - began
     images = progress.sums.pop(_IMAGES, 0.0)
     metrics = {name: total / progress.told[name] for name, total in progress.sums.items()}
@@ -266,13 +272,14 @@ def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -
     _refuse_astray(plan, progress, metrics)  # the last step's weights, too, which no loss has seen
     if better:
         progress.best = {name: value for name, value in metrics.items() if name.startswith(_JUDGED)}
-        save_weights(plan.best_weights, task.judged.state_dict())
+        progress.best_sha256 = plan.best_weights.write(task.judged.state_dict())
     speed = {"images_per_second": images / max(progress.epoch_seconds, 1e-9)}  # no part of the result
     listener(EpochDone(plan.stage, progress.epoch, plan.epochs, seconds, metrics | speed))
     progress.last, progress.sums, progress.told = metrics, {}, {}
     progress.seconds, progress.epoch_seconds = progress.seconds + seconds, 0.0
     progress.epoch, progress.step = progress.epoch + 1, 0
     _save(task, plan, progress)
+    plan.best_weights.keep()
 
 
 def _ends(plan: Plan, progress: Progress, *, better: bool) -> bool:
@@ -326,4 +333,5 @@ def _restore(task: Task, plan: Plan) -> Progress:
         raise StoreError(f"{plan.state}: this resume state does not fit: {error}", cure=cure) from error
     # A state that is older than `told` has its losses from every step.
     progress.told = progress.told or dict.fromkeys(progress.sums, progress.step)
+    plan.best_weights.restore(progress.best_sha256)
     return progress

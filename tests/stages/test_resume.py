@@ -21,7 +21,10 @@ from distill.stages.export import export_teacher
 from distill.stages.pipeline import run_pipeline, run_teacher
 from distill.stages.student import train_student
 from distill.stages.teacher import train_teacher
-from distill.store.tensors import read_tensors
+from distill.store.atomic import sha256_of
+from distill.store.tensors import read_tensors, write_tensors
+from distill.training import loop
+from distill.training.best import BestWeights
 from distill.training.events import EpochDone, Event, ExportProgress, Notice, StageSkipped, StepDone
 from distill.training.interrupt import Interrupted
 
@@ -294,6 +297,50 @@ def test_a_damaged_state_is_named_and_nothing_is_lost(tiny) -> None:
         train_teacher(recipe, ignore)
     state.unlink()
     train_teacher(recipe, ignore)
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_other_best_weights_than_training_wrote_are_refused(tiny, select: str) -> None:
+    """Zeros of the right shapes, or none: they would be exported, or reported, as the best epoch's."""
+    recipe = tiny("teacher.epochs=3", f"teacher.select={select}")
+    with pytest.raises(Interrupted):
+        train_teacher(recipe, StopAt("teacher", 1, 1))
+    best = Path(recipe.checkpoints) / "tiny/best.safetensors"
+    whole = best.read_bytes()
+    write_tensors(best, {name: torch.zeros_like(value) for name, value in read_tensors(best).items()})
+    with pytest.raises(StoreError, match="not the weights that training wrote there"):
+        train_teacher(recipe, ignore)
+    best.unlink()
+    with pytest.raises(StoreError, match="missing, though training wrote it") as caught:
+        train_teacher(recipe, ignore)
+    assert caught.value.cure.endswith("state/teacher.safetensors to start this stage again.")
+    best.write_bytes(whole)
+    resumed = train_teacher(recipe, ignore)
+    undisturbed = train_teacher(tiny("teacher.epochs=3", f"teacher.select={select}", "name=whole"), ignore)
+    for name in ("model.safetensors", "best.safetensors"):
+        assert same(undisturbed.folder / name, resumed.folder / name)
+
+
+@pytest.mark.parametrize("moment", ["before the state", "after the state"])
+def test_a_kill_around_the_state_leaves_the_best_weights_that_it_names(tiny, monkeypatch, moment: str) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    recipe = tiny("teacher.epochs=3", "teacher.select=best")
+    with pytest.raises(Interrupted):
+        train_teacher(recipe, StopAt("teacher", 1, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(*((loop, "_save") if moment == "before the state" else (BestWeights, "keep")), killed)
+        patched.setattr(loop, "_better", lambda scores, best: True)
+        with pytest.raises(Killed):
+            train_teacher(recipe, ignore)
+    assert list((Path(recipe.checkpoints) / "tiny/state").glob("teacher-best*"))
+    resumed = train_teacher(recipe, ignore)
+    assert resumed.record.stages["teacher"].files["best.safetensors"] == sha256_of(resumed.folder / "best.safetensors")
+    assert not list((resumed.folder / "state").iterdir())
 
 
 def test_two_processes_do_not_share_a_run(tiny) -> None:
