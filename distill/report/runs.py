@@ -134,8 +134,10 @@ class Run:
             self._replace(self.record.model_copy(update={"stages": rest}))
 
     def keep_recipe(self, recipe: Recipe) -> None:
-        """Writes the recipe that the folder's files now belong to."""
-        write_bytes(self.folder / RECIPE, dump_recipe(recipe).encode())
+        """Writes the recipe that the folder's files now belong to, where it is another."""
+        path, text = self.folder / RECIPE, dump_recipe(recipe).encode()
+        if not path.is_file() or path.read_bytes() != text:
+            write_bytes(path, text)
         self.recipe = recipe
 
     def _replace(self, record: RunRecord) -> None:

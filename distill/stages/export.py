@@ -64,6 +64,8 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     origin = origin_of(data, recipe, weights_sha256)
     if run.done("export", wanted) and _is_whole(folder, origin):
         _measure_an_old_one(run, data, recipe)
+        with locked(run.folder):
+            run.keep_recipe(recipe.model_copy(update={"name": run.record.name}))
         listener(StageSkipped("export", str(run.folder), "already exported with the same inputs"))
         return folder
     check_k(recipe, data.source.name, data.num_classes)

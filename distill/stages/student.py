@@ -69,6 +69,8 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
     folder = teacher.folder / STUDENTS / student_name(recipe, own_digest)
     if run := _finished(folder, own_digest, listener):
         return run
+    if not recipe.student.online:
+        recipe = _as_stored(recipe, read_manifest(_manifest_of(teacher).parent))
     # Only when network, optimiser and stores stand is the folder made: a student that is refused leaves none behind.
     teaching = _teaching(teacher, more, recipe, data, weights, weights_sha256, device)
     task = StudentTask(recipe, data, teaching, _learned(teaching, recipe, data, device), device)
@@ -207,6 +209,13 @@ def _learned(teaching: Teaching, recipe: Recipe, data: ImageData, device: torch.
         return None
     assert isinstance(teaching, StoredTeaching)
     return LearnedLookup(teaching.stores[0].labels(), data.num_classes, device)
+
+
+def _as_stored(recipe: Recipe, manifest: Manifest) -> Recipe:
+    """With the store that the student learns from, whatever was asked for: its recipe says what it had."""
+    held = {"format": manifest.format, "k": manifest.k}
+    inside = {"features": bool(manifest.features), "maps": bool(manifest.maps)}
+    return recipe.model_copy(update={"export": recipe.export.model_copy(update=held | inside)})
 
 
 def _open_store(folder: Path, origin: Origin, recipe: Recipe, run: Path) -> LogitStore:

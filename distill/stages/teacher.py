@@ -72,6 +72,7 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
         refuse_another_teacher(folder, recipe, digest)
         if (folder / RECORD).exists() and (run := open_run(folder)).done("teacher", digest):
             state.unlink(missing_ok=True)
+            run.keep_recipe(_beside_the_store(recipe, run.recipe))
             listener(StageSkipped("teacher", str(folder), "already trained with the same inputs"))
             return run
         metrics_file = MetricsFile(folder / "metrics.jsonl")
@@ -94,6 +95,15 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
         plan.state.unlink(missing_ok=True)
         listener(StageDone("teacher", str(folder), metrics["seconds"], run.metrics("teacher")))
     return run
+
+
+def _beside_the_store(recipe: Recipe, old: Recipe) -> Recipe:
+    """What a finished teacher's folder says from now on: its student may be another, its data may have been moved.
+
+    What the store was made by stays as it is; an export that makes another says so itself.
+    """
+    views = recipe.views.model_copy(update={"count": old.views.count})
+    return recipe.model_copy(update={"export": old.export, "views": views})
 
 
 def training_rows(data: ImageData, labels: LabelsRecipe) -> Tensor:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from distill.errors import BilevelError, StoreError, UserError
-from distill.recipe.load import dump_recipe
+from distill.recipe.load import dump_recipe, override
 from distill.report.runs import open_run
 from distill.stages import teacher as teacher_stage
 from distill.stages.export import export_teacher
@@ -254,6 +254,27 @@ def test_a_skip_keeps_the_record(tiny) -> None:
     record = (Path(recipe.checkpoints) / "tiny/run.json").read_bytes()
     run_pipeline(tiny("student.epochs=1"), ignore)
     assert (Path(recipe.checkpoints) / "tiny/run.json").read_bytes() == record
+
+
+def test_a_skipped_teacher_has_the_student_that_its_recipe_asks_for_by_now(tiny) -> None:
+    """`distill teacher R; distill student --teacher RUN` after a change of [student]."""
+    run_teacher(tiny(), ignore)
+    again = run_teacher(tiny("student.model=resnet14", "student.epochs=1"), ignore)
+    assert open_run(again.folder).recipe.student.model == "resnet14"
+    student = train_student(again, open_run(again.folder).recipe, ignore)
+    assert student.recipe.student.model == "resnet14"
+    # What the store was made by stays until an export makes another.
+    alone = run_teacher(tiny("export.format=int8", "student.epochs=3"), ignore, export=False)
+    assert (alone.recipe.export.format, alone.recipe.student.epochs) == ("float16", 3)
+    exported = run_teacher(tiny("export.format=int8"), ignore)
+    assert open_run(exported.folder).recipe.export.format == "int8"
+
+
+def test_a_student_s_recipe_names_the_store_that_it_had(tiny) -> None:
+    teacher = run_teacher(tiny("export.features=true"), ignore)
+    asked = override(teacher.recipe, ["export.format=int8", "export.features=false", "student.epochs=1"])
+    export = train_student(teacher, asked, ignore).recipe.export
+    assert (export.format, export.features, export.maps, export.k) == ("float16", True, False, None)
 
 
 def test_an_edited_recipe_in_the_folder_overwrites_nothing(tiny) -> None:
