@@ -89,7 +89,7 @@ def _config(
             "custom_load": False,
             "input_size": [spec.channels, side, side],
             "fixed_input_size": fixed,
-            "interpolation": "bilinear",
+            "interpolation": "bicubic",  # as `data.decode` brings images to their size
             "crop_pct": 1.0,
             "crop_mode": "center",
             "mean": [float(value) for value in mean],

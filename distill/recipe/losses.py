@@ -200,7 +200,8 @@ CATALOGUE: Mapping[LossName, LossInfo] = {
     "ols": LossInfo("online label smoothing, no teacher: a control (Zhang 2021)", 0.5, 0.5),
     "tf-kd": LossInfo("a virtual teacher: a control (Yuan 2020)", 0.1, 0.9, {"temperature": 20.0, "mass": 0.99}),
 }
-SETTINGS = tuple(name for name in TermRecipe.model_fields if not name.endswith("_epochs"))
+RAMPS = ("warmup_epochs", "cooldown_epochs")
+SETTINGS = tuple(name for name in TermRecipe.model_fields if name not in RAMPS)
 
 
 def terms(loss: LossRecipe) -> Iterator[tuple[LossName, TermRecipe]]:
@@ -261,10 +262,15 @@ def _settled_term(name: LossName, term: TermRecipe, label_rule: str, epochs: int
     filled = {key: default for key, default in info.reads.items() if getattr(term, key) is None}
     if name == "kd" and term.standardise and "temperature" in filled:
         filled["temperature"] = 2.0  # LSKD's; standardised logits do not depend on how soft the teacher is
+        reasons.append("kd: temperature 2, LSKD's, as logits are standardised")
     elif "logits" in info.needs and "temperature" in filled:
         filled["temperature"] = _temperature(name, filled["temperature"], label_rule, reasons)
     if term.warmup_epochs is None:
         filled["warmup_epochs"] = round(info.warmup * epochs)
+        if filled["warmup_epochs"]:
+            reasons.append(
+                f"{name}: its weight grows over the first {filled['warmup_epochs']} epochs, the paper's share"
+            )
     if term.cooldown_epochs is None:
         filled["cooldown_epochs"] = 0
     return filled
@@ -286,7 +292,7 @@ def _temperature(name: str, own: float, label_rule: str, reasons: list[str]) -> 
 def without_unread(loss: LossRecipe) -> LossRecipe:
     """The loss without the settings that it does not read."""
     unread = [key for key in SETTINGS if key not in CATALOGUE[loss.name].reads]
-    unread += ["hard_weight", "soft_weight"] if loss.name == "ce" else []
+    unread += ["hard_weight", "soft_weight", *RAMPS] if loss.name == "ce" else []
     return loss.model_copy(update=dict.fromkeys(unread))
 
 

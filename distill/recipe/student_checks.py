@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from distill.recipe.labels import KEPT_RULES, LabelRule
 from distill.recipe.losses import (
     CATALOGUE,
+    RAMPS,
     SETTINGS,
     LossName,
     LossRecipe,
@@ -151,3 +152,6 @@ def _unread(place: str, name: LossName, term: TermRecipe) -> Iterator[str]:
         if value is not None and key not in CATALOGUE[name].reads:
             shown = f"{value:g}" if isinstance(value, float) else str(value).lower()
             yield f'{place} {key}: found {shown}, but the loss "{name}" has none; leave it out'
+    for key in RAMPS if name == "ce" else ():
+        if value := getattr(term, key):
+            yield f'{place} {key}: found {value}, but the loss "ce" has no weight that could grow; leave it out'

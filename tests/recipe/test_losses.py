@@ -63,14 +63,16 @@ def test_nothing_that_a_loss_reads_is_left_open(name: LossName, rule: str) -> No
 def test_the_temperature_follows_the_teachers_labels_and_says_why(fields, rule, temperature) -> None:
     settled = settle(loss(**fields), rule, 10)
     assert settled.loss.temperature == temperature
-    chosen = fields.get("name", "kd") in ("kd", "wttm") and "temperature" not in fields and "standardise" not in fields
-    assert bool(settled.reasons) == chosen
-    assert all(rule in reason and f"temperature {temperature:g}" in reason for reason in settled.reasons)
+    assert bool(settled.reasons) == (fields.get("name", "kd") in ("kd", "wttm") and "temperature" not in fields)
+    why = "LSKD" if "standardise" in fields else rule
+    assert all(why in reason and f"temperature {temperature:g}" in reason for reason in settled.reasons)
 
 
 @pytest.mark.parametrize(("epochs", "warmup"), [(240, 20), (12, 1), (15, 1), (3, 0)])
 def test_dkd_s_warm_up_is_a_twelfth_of_the_epochs(epochs: int, warmup: int) -> None:
-    assert settle(loss(name="dkd"), "onehot", epochs).loss.warmup_epochs == warmup
+    settled = settle(loss(name="dkd"), "onehot", epochs)
+    assert settled.loss.warmup_epochs == warmup
+    assert any(f"over the first {warmup} epochs" in reason for reason in settled.reasons) == bool(warmup)
 
 
 def test_tables_add_up() -> None:
@@ -92,6 +94,7 @@ def test_tables_add_up() -> None:
         ({"alpha": 3.0}, '[student.loss] alpha: found 3, but the loss "kd" has none'),
         ({"plus": {"rkd": {"temperature": 2.0}}}, '[student.loss.plus.rkd] temperature: found 2, but the loss "rkd"'),
         ({"plus": {"kd": {}}}, '[student.loss.plus] kd: found beside name = "kd"'),
+        ({"name": "ce", "warmup_epochs": 2}, '[student.loss] warmup_epochs: found 2, but the loss "ce" has no weight'),
         ({"plus": {"ce": {}}}, "[student.loss.plus] ce: its weight is [student.loss] hard_weight"),
         ({"hard_weight": 0.0, "soft_weight": 0.0}, "[student.loss] soft_weight: found 0 with hard_weight = 0"),
         ({"warmup_epochs": 6, "cooldown_epochs": 5}, "[student.loss] warmup_epochs: found 11 with cooldown_epochs"),
