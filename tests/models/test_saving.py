@@ -1,12 +1,16 @@
+import io
 import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
+from distill.data.decode import decode
 from distill.errors import StoreError
 from distill.models import zoo
 from distill.store.atomic import write_bytes
@@ -30,6 +34,19 @@ def _save(model: nn.Module, spec: zoo.ModelSpec, folder: Path, channels: int) ->
     zoo.save_for_timm(
         model, spec, folder, class_names=NAMES, mean=[0.5] * channels, std=[0.25] * channels, write=write_bytes
     )
+
+
+def test_timm_s_own_transform_makes_the_pixels_that_the_network_was_trained_on(tmp_path: Path) -> None:
+    """`create_transform(**resolve_model_data_config(model))` of a square picture, to the bit."""
+    spec, model = _trained("resnet10t", 32, 3)
+    _save(model, spec, tmp_path / "net", 3)
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'net'}", pretrained=True)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(loaded))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    pixels = torch.tensor(decode(file.getvalue(), 32)).permute(2, 0, 1) / 255
+    assert torch.allclose(transform(picture), (pixels - 0.5) / 0.25, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
