@@ -29,7 +29,7 @@ from PIL import (  # noqa: F401
 from distill.errors import DataError
 
 # Raised by one whenever the same file would give other pixels than before; part of a folder's fingerprint.
-DECODER = 2
+DECODER = 3
 MAX_FILE_BYTES = 2**30
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 # No other is ever asked, whatever a file's name ends in: some of Pillow's start programs (EPS starts Ghostscript).
@@ -38,6 +38,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
 # result is indistinguishable from fair resampling in most cases", says Pillow of this gap in `Image.thumbnail`. On four
 # photographs (512x600 to 720x477, to 16, 32 and 64) the mean difference was .2 to 1.2 of 255, at a gap of 1 up to 3.3.
 _DRAFT = 3
+_SIGNED = 2  # in TIFF's SampleFormat
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -116,7 +117,8 @@ def decode(content: bytes, size: int) -> npt.NDArray[np.uint8]:
         raise  # says something about the machine, not about the file
     except UnidentifiedImageError as error:
         # Pillow's own message holds an address in memory.
-        raise Undecodable(f"none of {', '.join(_FORMATS)}, or its header is damaged") from error
+        damage = "or a kind of it that cannot be read, or its header is damaged"
+        raise Undecodable(f"none of {', '.join(_FORMATS)}, {damage}") from error
     except Image.DecompressionBombError as error:
         # Pillow's own message names twice as many: up to there it only warns, and the check above refuses.
         raise Undecodable(f"more pixels than the {Image.MAX_IMAGE_PIXELS} that are accepted") from error
@@ -126,16 +128,24 @@ def decode(content: bytes, size: int) -> npt.NDArray[np.uint8]:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as 8-bit RGB; 16-bit grey keeps its upper byte, where PIL's own conversion would clip to white."""
+    """Any image as 8-bit RGB; of 12 or 16-bit grey the upper 8 bits, where PIL's own conversion would clip to white."""
     if image.mode == "RGB":
         return image
-    if image.mode == "I" and image.format == "TIFF":
-        raise ValueError("32-bit or signed integer pixels have no known range: save them with 8 bits, or 16 unsigned")
-    if image.mode.startswith("I"):
-        grey = (np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
     if image.mode == "F":
         raise ValueError("floating-point pixels have no known range")
+    bits, negative = 16, False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tags = image.tag_v2
+        if image.mode == "I" or _SIGNED in tags.get(TiffImagePlugin.SAMPLEFORMAT, ()):
+            raise ValueError(
+                "32-bit or signed integer pixels have no known range: save them with 8 bits, or 16 unsigned"
+            )
+        # Of grey above 8 bits Pillow knows neither how many bits are used, nor that 0 may be white (as TIFF's 0 says).
+        bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (bits,))[0]
+        negative = tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0) == 0
+    if image.mode.startswith("I"):
+        grey = (np.asarray(image) >> (bits - 8)).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(255 - grey if negative else grey).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,37 @@ def test_integers_of_no_known_range_are_refused(dtype: type) -> None:
         content = bytes(content)
     with pytest.raises(Undecodable, match="no known range"):
         decode(content, 16)
+
+
+def tiff(pixels: bytes, width: int, *, bits: int, white: int = 1, signed: bool = False, packed: bool = False) -> bytes:
+    """A grey TIFF of one strip, little-endian. `white` 1: the largest value is white; 0: zero is."""
+    height, strip = len(pixels) * 8 // (width * bits), zlib.compress(pixels) if packed else pixels
+    tags = {256: width, 257: height, 258: bits, 259: 8 if packed else 1, 262: white, 273: 8, 277: 1, 278: height}
+    tags |= {279: len(strip), 339: 2 if signed else 1}
+    strip += b"\0" * (len(strip) % 2)
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, n) for tag, n in tags.items())
+    return b"II*\0" + struct.pack("<I", 8 + len(strip)) + strip + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_grey_tiffs_of_any_depth_look_the_same(bits: int, packed: bool) -> None:
+    """Also where 0 is white, and with 12 bits, two pixels in three bytes."""
+    ramp = np.arange(256).reshape(16, 16)
+    if bits == 12:
+        pairs = (ramp.reshape(-1, 2) << 4 | 0xF).tolist()
+        pixels = b"".join((first << 12 | second).to_bytes(3, "big") for first, second in pairs)
+    else:
+        pixels = (ramp << (bits - 8)).astype(f"<u{bits // 8}").tobytes()
+    content = tiff(pixels, 16, bits=bits, packed=packed)
+    assert np.array_equal(decode(content, 16)[..., 0], ramp)
+    if bits != 12:  # of which Pillow reads no negatives
+        assert np.array_equal(decode(tiff(pixels, 16, bits=bits, white=0, packed=packed), 16)[..., 0], 255 - ramp)
+
+
+def test_signed_8_bit_tiffs_are_refused() -> None:
+    with pytest.raises(Undecodable, match="signed integer pixels have no known range"):
+        decode(tiff(bytes(range(256)), 16, bits=8, signed=True), 16)
 
 
 def test_16_bit_grey_keeps_its_range() -> None:
@@ -220,6 +252,7 @@ BAD: dict[str, tuple[bytes, str]] = {
     "bomb": (png(60_000, 60_000), r"^more pixels than the 89478485 that are accepted$"),
     "large": (png(10_000, 10_000), "10000|bomb"),
     "float": (saved(Image.fromarray(np.zeros((4, 4), np.float32)), "TIFF"), "floating-point"),
+    "double": (tiff(bytes(128), 4, bits=64), "or a kind of it that cannot be read, or its header is damaged$"),
     "postscript": (saved(noise((8, 8)), "EPS"), "none of JPEG"),
     "icon": (saved(noise((16, 16)), "ICO"), "none of JPEG"),
     "pdf": (saved(noise((8, 8)), "PDF"), "none of JPEG"),
