@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,8 @@ from distill.errors import DataError
 # Raised by one whenever the same file would give other pixels than before; part of a folder's fingerprint.
 DECODER = 3
 MAX_FILE_BYTES = 2**30
+# Above it Pillow refuses too. Above half of it Pillow warns of a bomb; phones take such photographs (12000x9000).
+MAX_PIXELS = 178_956_970
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 # No other is ever asked, whatever a file's name ends in: some of Pillow's start programs (EPS starts Ghostscript).
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF")
@@ -49,6 +52,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# For the whole process, because threads decode: what `warnings.catch_warnings` sets is not a thread's own.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def decoders() -> dict[str, str]:
@@ -99,9 +104,8 @@ def decode(content: bytes, size: int) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             width, height = image.size
-            most = Image.MAX_IMAGE_PIXELS
-            if most is not None and width * height > most:
-                raise ValueError(f"{width}x{height} pixels, more than the {most} that are accepted")
+            if width * height > MAX_PIXELS:
+                raise Image.DecompressionBombError  # which Pillow has done already, unless its limit was changed
             drafted = image.draft(None, (_DRAFT * size, _DRAFT * size))  # a no-op but for JPEG
             image.load()
             # A TIFF turns itself upright while it is loaded. A draft's last row or column may be half outside.
@@ -120,8 +124,7 @@ def decode(content: bytes, size: int) -> npt.NDArray[np.uint8]:
         damage = "or a kind of it that cannot be read, or its header is damaged"
         raise Undecodable(f"none of {', '.join(_FORMATS)}, {damage}") from error
     except Image.DecompressionBombError as error:
-        # Pillow's own message names twice as many: up to there it only warns, and the check above refuses.
-        raise Undecodable(f"more pixels than the {Image.MAX_IMAGE_PIXELS} that are accepted") from error
+        raise Undecodable(f"more pixels than the {MAX_PIXELS} that are accepted: save it smaller") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over
         reason = f"{type(error).__name__}: {error}".encode("utf-8", "backslashreplace").decode()
         raise Undecodable(reason) from error
