@@ -24,7 +24,7 @@ from torch import Tensor
 from distill.data.ahead import Part, filled
 from distill.data.contents import Contents, Progress, Survey
 from distill.data.decode import DECODER, Undecodable, decode, read_file
-from distill.data.scan import Scan, scan
+from distill.data.scan import Scan, scan, shown
 from distill.errors import DataError
 
 DEFAULT_SIZE = 224
@@ -71,7 +71,7 @@ class FolderSource:
     ) -> None:
         self.root, self.size, self.workers, self._progress = root, size, workers, progress
         self.classes, self.files, self.test_start = found.classes, found.files, found.test_start
-        self.ignored = found.ignored
+        self.ignored, self.unused = found.ignored, found.unused
         self.targets = torch.tensor(found.targets, dtype=torch.int64)
         self.undecided = 0  # files of which it is not known whether they decode
         self._leave_out = unreadable == "leave-out"
@@ -102,7 +102,7 @@ class FolderSource:
     def unreadable(self) -> dict[int, str]:
         """Images that are left out: index -> 'file: reason', ascending. Always empty when they are errors."""
         found = {} if self._contents is None else self._contents.unreadable
-        return {index: f"{_shown(self.files[index])}: {reason}" for index, reason in found.items()}
+        return {index: f"{shown(self.files[index])}: {reason}" for index, reason in found.items()}
 
     def fetch(self, indices: Tensor) -> Tensor:
         """int64 [B] -> uint8 [B, 3, H, W], in any order, repeated or not; the files are decoded in parallel.
@@ -242,8 +242,3 @@ def open_folder(
     """
     workers = min(32, len(os.sched_getaffinity(0)))
     return FolderSource(root, scan(root), size, unreadable, workers=workers, progress=progress, quick=quick)
-
-
-def _shown(file: str) -> str:
-    """A name that can be printed and written to JSON, whatever bytes it is made of."""
-    return os.fsencode(file).decode("utf-8", "backslashreplace")

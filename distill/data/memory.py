@@ -63,6 +63,11 @@ class MemorySource:
         return {}
 
     @property
+    def unused(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+    @property
     def undecided(self) -> int:
         """None."""
         return 0

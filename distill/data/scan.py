@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Scan:
         targets: class number of each, N.
         test_start: index of the first official test image; None when there is no such part.
         ignored: how many other files lie among them, by ending; hidden ones do not count.
+        unused: a line for each kind of place that holds images which are in no part.
     """
 
     classes: tuple[str, ...]
@@ -38,6 +39,7 @@ class Scan:
     targets: tuple[int, ...]
     test_start: int | None
     ignored: dict[str, int]
+    unused: tuple[str, ...] = ()
 
 
 def scan(root: Path) -> Scan:
@@ -61,7 +63,14 @@ def scan(root: Path) -> Scan:
             raise DataError(_difference(root, train_name, classes, test_name, test_classes))
         test_start = len(files)
         files, targets = files + test_files, targets + test_targets
-    return Scan(classes, tuple(files), tuple(targets), test_start, dict(sorted(ignored.items())))
+    return Scan(
+        classes,
+        tuple(files),
+        tuple(targets),
+        test_start,
+        dict(sorted(ignored.items())),
+        _unused(root, train_name, test_name),
+    )
 
 
 def _train_and_test(root: Path) -> tuple[str, str | None]:
@@ -144,11 +153,43 @@ def _images_below(
             ignored[os.path.splitext(entry.name)[1].lower()] += 1  # noqa: PTH122
 
 
-def _entries(folder: str) -> list[os.DirEntry[str]]:
-    """What is in a folder, hidden entries left out."""
+def _unused(root: Path, train: str, test: str | None) -> tuple[str, ...]:
+    """Where there are images that are in no part, in words: beside class folders, in hidden folders, beside parts."""
+    parts = [train] if test is None else [train, test]
+    loose: list[str] = []
+    hidden: list[str] = []
+    for level in dict.fromkeys(["", *parts]):
+        place = f"root/{shown(level)}".rstrip("/")
+        entries = _entries(str(root / level), hidden=True)
+        images = [entry for entry in entries if _is_image(entry.name) and os.path.isfile(entry.path)]  # noqa: PTH113
+        loose += [f"{len(images)} in {place}"] if images else []
+        dotted = [entry for entry in entries if entry.name.startswith(".")]
+        hidden += [f"{place}/{shown(entry.name)}" for entry in dotted if _has_images(entry.path)]
+    found = [f"images that lie in no class folder are not used: {_listed(loose)}"] if loose else []
+    found += [f"hidden folders with images are not used: {_listed(hidden)}"] if hidden else []
+    others = [entry for entry in _entries(str(root)) if entry.name not in parts] if train else []
+    if beside := [entry.name for entry in others if _has_images(entry.path)]:
+        places = " and ".join(f"{shown(part)}/" for part in parts)
+        cut = {"val", "valid", "validation"}.intersection(map(str.casefold, beside))
+        where = f"; validation is cut from {shown(train)}/" if cut else ""
+        found += [f"beside {places} these are not used: {_listed(map(shown, beside))}{where}"]
+    return tuple(f"[data] root: {line}" for line in found)
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _has_images(folder: str) -> bool:
+    """At any depth. What is not used is no reason for an error: what is no folder, or may not be read, has none."""
+    return any(_is_image(name) for _, _, names in os.walk(folder) for name in names)
+
+
+def _entries(folder: str, *, hidden: bool = False) -> list[os.DirEntry[str]]:
+    """What is in a folder; hidden entries only when they are asked for."""
     try:
         with os.scandir(folder) as found:
-            return [entry for entry in found if not entry.name.startswith(".")]
+            return [entry for entry in found if hidden or not entry.name.startswith(".")]
     except OSError as error:
         raise DataError(f"{folder}: cannot be read: {error.strerror}", cure=_LAYOUT) from error
 
@@ -164,9 +205,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _difference(
     root: Path, train: str, train_classes: tuple[str, ...], test: str, test_classes: tuple[str, ...]
 ) -> str:
-    def listed(names: set[str]) -> str:
-        first = ", ".join(sorted(names)[:5]) or "none"
-        return f"{first} and {len(names) - 5} more" if len(names) > 5 else first
-
     only_train, only_test = set(train_classes) - set(test_classes), set(test_classes) - set(train_classes)
-    return f"{root}: class folders only in {train}: {listed(only_train)}; only in {test}: {listed(only_test)}"
+    return f"{root}: class folders only in {train}: {_listed(only_train)}; only in {test}: {_listed(only_test)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    first = ", ".join(ordered[:5]) or "none"
+    return f"{first} and {len(ordered) - 5} more" if len(ordered) > 5 else first
+
+
+def shown(name: str) -> str:
+    """A name that can be printed and written to JSON, whatever bytes it is made of."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

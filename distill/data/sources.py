@@ -57,6 +57,10 @@ class Source(Protocol):
         """Files in a folder that are no images by their names: ending -> how many."""
 
     @property
+    def unused(self) -> tuple[str, ...]:
+        """A line for each kind of place in a folder that holds images which are in no part."""
+
+    @property
     def undecided(self) -> int:
         """Files of which a source that was opened quickly does not know whether they are readable."""
 

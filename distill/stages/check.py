@@ -93,6 +93,7 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
         if ignored := data.source.ignored:
             kinds = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in ignored.items())
             report.notes.append(f"[data] root: files that are not taken for images: {kinds}")
+        report.notes += data.source.unused
         report.notes += (*_colourless(recipe, data), *bare_classes(recipe, data), *_kept(recipe, data))
     count = "the whole orbit" if recipe.views.count == "orbit" else f"{recipe.views.count}"
     report.plan["views"] = {"made of": in_words(recipe.views), "stored": count}

@@ -78,7 +78,8 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
         metrics_file = MetricsFile(folder / "metrics.jsonl")
         listener = fan_out(metrics_file, listener)
         tell_left_out(data, listener)
-        for note in (*bare_classes(recipe, data), emulated_precision(device, recipe.teacher, "teacher")):
+        emulated = emulated_precision(device, recipe.teacher, "teacher")
+        for note in (*data.source.unused, *bare_classes(recipe, data), emulated):
             if note:
                 listener(Notice(f"note: {note}"))
         task = TeacherTask(recipe, data, device, listener)

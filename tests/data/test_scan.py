@@ -145,6 +145,27 @@ def test_other_files_are_counted_in_both_parts(tmp_path: Path) -> None:
     assert scan(tmp_path).ignored == {"": 1, ".heic": 2}
 
 
+def test_images_that_are_in_no_part_are_told(tmp_path: Path) -> None:
+    for name in ("train/a", "train/b", "test/a", "test/b", "val/a", "extra/deep", "train/.c", ".cache", "notes/.d"):
+        picture(tmp_path / name / "0.png")
+    for name in ("0.png", "1.JPG", "train/0.png", "train/.hidden.png"):
+        picture(tmp_path / name)
+    (tmp_path / "test" / "gone.png").symlink_to("nothing")
+    (tmp_path / "extra" / "deep" / "itself.png").symlink_to("itself.png")
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "readme.md").touch()
+    (tmp_path / "notes" / ".d" / "0.png").rename(tmp_path / "notes" / ".d" / "._0.png")
+    assert scan(tmp_path).unused == (
+        "[data] root: images that lie in no class folder are not used: 1 in root/train, 2 in root",
+        "[data] root: hidden folders with images are not used: root/.cache, root/train/.c",
+        "[data] root: beside train/ and test/ these are not used: extra, val; validation is cut from train/",
+    )
+    assert scan(tmp_path / "train").unused == (
+        "[data] root: images that lie in no class folder are not used: 1 in root",
+        "[data] root: hidden folders with images are not used: root/.c",
+    )
+
+
 def test_odd_names(tmp_path: Path) -> None:
     names = ["white space", "dög ü 猫", "-rf", "a\nb", "100%", "'quoted\""]
     for number, name in enumerate(names):

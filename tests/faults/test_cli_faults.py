@@ -351,8 +351,10 @@ def test_bad_pictures(distill: Command, tmp_path: Path) -> None:
         assert name in found.out
         (root / "cat" / name).unlink()
     (root / "cat" / "notes.txt").write_text("no picture")
+    (root / "loose.png").touch()
     found = distill("check", "folder.toml")
     assert found.code == 0
+    assert "note: [data] root: images that lie in no class folder are not used: 1 in root" in found.out
     assert "note: [data] root: files that are not taken for images: 1 .txt" in found.out
 
 

@@ -79,10 +79,15 @@ def test_a_damaged_image_with_both_settings(distill: Command) -> None:
     assert "photos/b/007.jpg: cannot be decoded: OSError: image file is truncated" in said
     assert not Path("checkpoints/photos/model.safetensors").exists()
 
+    Path("photos/.d").mkdir()
+    Path("photos/.d/0.jpg").touch()
+    unused = "note: [data] root: hidden folders with images are not used: root/.d"
     code, plan, _ = distill("check", "photos.toml", *LEAVE_OUT)
-    assert (code, "unreadable 1," in plan) == (0, True)
+    assert (code, "unreadable 1," in plan, unused in plan) == (0, True, True)
     code, told, said = distill("run", "photos.toml", *LEAVE_OUT)
     assert code == 0, said
+    assert unused in told
+    Path("photos/.d/0.jpg").unlink()
     assert "warning: 1 unreadable image left out: b/007.jpg: OSError: image file is truncated" in told
     teacher = Path("checkpoints/photos")
     (index,) = read_json(teacher / "unreadable.json")
