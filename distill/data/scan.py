@@ -8,6 +8,7 @@ others are not used. These folders may be called `training`, `testing` and `vali
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def scan(root: Path) -> Scan:
     if test_name is not None:
         test_classes, test_files, test_targets = _scan_part(root, test_name, ignored)
         if test_classes != classes:
-            raise DataError(_difference(root, train_name, classes, test_name, test_classes))
+            raise _difference(root, train_name, classes, test_name, test_classes)
         test_start = len(files)
         files, targets = files + test_files, targets + test_targets
     return Scan(
@@ -110,6 +111,12 @@ def _scan_part(root: Path, part: str, ignored: Counter[str]) -> tuple[tuple[str,
     """Classes, paths relative to root, and targets, sorted by path within each class."""
     folder = root / part
     classes = _class_folders(folder)
+    if alike := _alike(classes):
+        raise DataError(
+            f"{folder}: two class folders are called {alike}, and differ only in the Unicode form of their names "
+            "(composed and decomposed)",
+            cure="Put the images of both into one of them, or rename one.",
+        )
     files: list[str] = []
     targets: list[int] = []
     for target, name in enumerate(classes):
@@ -204,9 +211,19 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _difference(
     root: Path, train: str, train_classes: tuple[str, ...], test: str, test_classes: tuple[str, ...]
-) -> str:
+) -> DataError:
     only_train, only_test = set(train_classes) - set(test_classes), set(test_classes) - set(train_classes)
-    return f"{root}: class folders only in {train}: {_listed(only_train)}; only in {test}: {_listed(only_test)}"
+    found = f"{root}: class folders only in {train}: {_listed(only_train)}; only in {test}: {_listed(only_test)}"
+    if alike := _alike([*only_train, *only_test]):
+        found += f"; the two of {alike} differ only in the Unicode form of their names (composed and decomposed)"
+        return DataError(found, cure=f"Give them one name: move the folder in {test} to the name it has in {train}.")
+    return DataError(found)
+
+
+def _alike(names: Iterable[str]) -> str:
+    """The first, sorted, of different names that look the same, as an `é` does of one character or two; or ""."""
+    counts = Counter(unicodedata.normalize("NFC", name) for name in names)
+    return min((name for name, count in counts.items() if count > 1), default="")
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -86,6 +86,17 @@ def test_classes_of_the_parts_must_be_equal(tmp_path: Path) -> None:
         scan(tmp_path)
 
 
+def test_class_names_that_differ_in_their_unicode_form_alone(tmp_path: Path) -> None:
+    composed, decomposed = "\u00e9t\u00e9", "e\u0301te\u0301"
+    for name in ("train/a", f"train/{composed}", "test/a", f"test/{decomposed}"):
+        picture(tmp_path / name / "0.png")
+    with pytest.raises(DataError, match=f"only in test: {decomposed}; the two of {composed} differ only in the Unic"):
+        scan(tmp_path)
+    picture(tmp_path / "train" / decomposed / "0.png")
+    with pytest.raises(DataError, match=f"train: two class folders are called {composed}, and differ only in the Unic"):
+        scan(tmp_path)
+
+
 def test_a_class_without_images_is_an_error(tmp_path: Path) -> None:
     picture(tmp_path / "a" / "0.png")
     (tmp_path / "b").mkdir()
