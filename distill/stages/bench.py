@@ -7,6 +7,7 @@ round, and the median of the ratios is reported, so that a machine whose speed d
 from __future__ import annotations
 
 import copy
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -56,8 +57,12 @@ class BenchReport:
     refused: dict[str, str]
 
     def record(self) -> dict[str, Any]:
-        """For `--json`."""
-        return asdict(self)
+        """For `--json`, which has no NaN: None where there is no number."""
+        variants = [
+            {name: _finite(value) if isinstance(value, float) else value for name, value in asdict(variant).items()}
+            for variant in self.variants
+        ]
+        return {**asdict(self), "variants": variants}
 
     def text(self) -> str:
         """For people."""
@@ -68,6 +73,10 @@ class BenchReport:
             lines.append(f"  {variant.name:26}{variant.ratio:>7.2f}x{variant.peak_ratio:>13.2f}x{cosine:>12}")
         lines += [f"  {name}: refused: {reason}" for name, reason in self.refused.items()]
         return "\n".join(lines)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 @dataclass

@@ -6,13 +6,17 @@ from collections.abc import Callable
 
 import pytest
 
+from distill.cli.output import print_json
 from distill.recipe.schema import Recipe
 from distill.stages.bench import bench
+from distill.store.atomic import parse_json
 from distill.training.events import Event, Notice
 
 
 @pytest.mark.parametrize("divergence", ["forward", "reverse"])
-def test_bench_names_what_it_measured_and_what_it_did_not(divergence: str, tiny: Callable[..., Recipe]) -> None:
+def test_bench_names_what_it_measured_and_what_it_did_not(
+    divergence: str, tiny: Callable[..., Recipe], capsys: pytest.CaptureFixture[str]
+) -> None:
     told: list[Event] = []
     report = bench(tiny(f"teacher.labels.divergence={divergence}"), told.append, rounds=2)
     lines = [event.message for event in told if isinstance(event, Notice)]
@@ -25,3 +29,7 @@ def test_bench_names_what_it_measured_and_what_it_did_not(divergence: str, tiny:
     assert ("held-out/unrolled" in measured) == (divergence == "forward")
     assert ("unrolled" in report.refused) == (divergence == "reverse")
     assert all(name in report.text() for name in [*measured, *report.refused])
+    rare = {each["name"]: each for each in report.record()["variants"]}["held-out/every-4"]
+    assert (rare["cosine"], rare["ratio"] > 0) == (None, True)
+    print_json(report.record())
+    assert parse_json(capsys.readouterr().out)["model"] == "resnet8"  # strict JSON: no NaN in it
