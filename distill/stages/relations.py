@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.loader import ImageData, open_data, ordered_batches
+from distill.data.sources import open_source
 from distill.errors import RunError
 from distill.recipe.schema import Recipe
 from distill.report.label_figures import relation_chart
@@ -47,13 +48,12 @@ def relate(run: Run, recipe: Recipe, other: Run, listener: Listener, folder: Pat
             f"{other.folder}: was trained with seed {other.record.seed}, as {run.folder} was, so it is not independent",
             cure="train one with another seed: --set seed=1 --set name=NAME.",
         )
-    theirs = other.recipe.model_copy(update={"data": other.recipe.data.model_copy(update={"root": recipe.data.root})})
+    theirs = _where_the_data_are(other.recipe, recipe)
     data = open_data(theirs, progress=files_read(listener))
-    if len(data.source.classes) != labels.averaged.shape[1]:
-        raise RunError(
-            f"{other.folder}: has {len(data.source.classes)} classes, expected {labels.averaged.shape[1]}",
-            cure="name a teacher of the same data.",
-        )
+    same = theirs.data.source == recipe.data.source  # from the same place, then
+    own = data.classes if same else open_source(recipe.data, progress=files_read(listener)).classes
+    if (reason := _other_classes(data.classes, own, labels.averaged.shape[1])) is not None:
+        raise RunError(f"{other.folder}: {reason}", cure="name a teacher of the same data.")
     device = prepare_device(theirs)
     weights, _ = teacher_weights(other, theirs, data)
     network = load_teacher(theirs, data, weights, device)
@@ -67,6 +67,32 @@ def relate(run: Run, recipe: Recipe, other: Run, listener: Listener, folder: Pat
     return RelationReport(
         str(other.folder), found.correlation, found.p_value, found.pairs, picture=picture, missing=found.missing
     )
+
+
+def _where_the_data_are(theirs: Recipe, ours: Recipe) -> Recipe:
+    """The other recipe, looking where ours does: `--set data.root` may have led to data that were moved.
+
+    Not one of another source, whose files are elsewhere.
+    """
+    if theirs.data.source != ours.data.source:
+        return theirs
+    return theirs.model_copy(update={"data": theirs.data.model_copy(update={"root": ours.data.root})})
+
+
+def _other_classes(found: tuple[str, ...], names: tuple[str, ...], count: int) -> str | None:
+    """What is wrong with classes that are not those of the labels; ten digits and ten clothes are as many, and unlike.
+
+    Args:
+        found: names of the other network's classes.
+        names: those of the labels' data.
+        count: of the labels' classes.
+    """
+    if len(found) != count:
+        return f"has {len(found)} classes, expected {count}"
+    for number, (theirs, ours) in enumerate(zip(found, names, strict=False)):
+        if theirs != ours:
+            return f"has other classes: class {number} is {theirs!r}, expected {ours!r} as the labels have it"
+    return None
 
 
 def learned_means(averaged: Tensor, given: Tensor, kind: str) -> Table:

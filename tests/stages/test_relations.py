@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from distill.data.loader import open_data, ordered_batches
 from distill.errors import RunError
@@ -61,6 +63,24 @@ def test_a_network_of_the_same_seed_is_not_independent(tiny) -> None:
         look_at_labels(run, recipe, ignore, against=other)
     assert "seed=1" in caught.value.cure
     assert not list((run.folder / "figures").iterdir())  # refused before anything is drawn
+
+
+def test_as_many_classes_of_other_data_are_no_same_classes(tiny, tmp_path: Path) -> None:
+    """Nor is the folder of the labels' images opened as the other source's."""
+    for number in range(60):
+        place = tmp_path / "clothes" / f"garment-{number % 10}" / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), 4 * number, np.uint8)).save(place)
+    clothes = ("data.source=folder", f'data.root="{tmp_path}/clothes"', "data.image_size=8", "data.train=20")
+    small = ("data.validation=10", "data.meta=10", "data.test=10", "teacher.batch_size=10", "teacher.epochs=1")
+    folder = train_teacher(tiny("name=worn", "seed=1", *clothes, *small), ignore)
+    digits = train_teacher(tiny("teacher.epochs=1"), ignore)
+    for run, other, said in (
+        (digits, folder, "class 0 is 'garment-0', expected '0' as the labels have it"),
+        (folder, digits, "class 0 is '0', expected 'garment-0' as the labels have it"),
+    ):
+        with pytest.raises(RunError, match=f"{other.folder}: has other classes: {said}"):
+            look_at_labels(run, run.recipe, ignore, against=other)
 
 
 def test_where_the_other_network_confuses_nothing_there_is_no_correlation(tiny, monkeypatch) -> None:
