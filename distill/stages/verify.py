@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from distill.errors import RunError, StoreError, UserError
@@ -40,9 +42,10 @@ def verify_path(path: Path) -> int:
 
     What is covered: every file that a finished stage wrote, by its sha256; the store and the labels by their own
     manifests; whether an exported teacher's recipe.toml is the one that it was trained by, and whether a student's
-    exported network was made from its weights. What is not: metrics.jsonl and figures, which are for people; resume
-    states, which carry a digest of their own; `[student]` of a student's recipe.toml, whose digest needs the store as
-    it was then; and the data.
+    exported network was made from its weights, and the student itself with the teacher whose folder it is in. What is
+    not: metrics.jsonl and figures, which are for people; reliability.json, which a report holds against the accuracy
+    and ECE of run.json when it reads it; resume states, which carry a digest of their own; `[student]` of a student's
+    recipe.toml, whose digest needs the store as it was then; and the data.
 
     Returns:
         The number of files that were checked.
@@ -107,13 +110,28 @@ def _run(folder: Path) -> Found:
     if (folder / STUDENTS).is_dir():
         students = [path for path in _folders(folder / STUDENTS) if not _never_began(path)]
         more, count = _all(students)
-        problems, files = problems + more, files + count
+        problems, files = [*problems, *more, *_of_another_teacher(run, students)], files + count
     return problems, files
 
 
 def _never_began(folder: Path) -> bool:
     """Whether a student was killed, or refused (its model's name, say), before its run was made: it left no result."""
     return all(path.name in (".lock", "metrics.jsonl") for path in folder.iterdir())
+
+
+def _of_another_teacher(run: Run, students: list[Path]) -> Iterator[str]:
+    """Students that were moved here from another teacher's folder."""
+    teacher = run.record.stages.get("teacher")
+    if teacher is None:
+        return
+    for folder in students:
+        with suppress(UserError):  # one that cannot be opened is told of already
+            found = open_run(folder).record.teacher
+            if found and found != teacher.digest:
+                yield (
+                    f"{folder / RECORD}: is another teacher's student, to be moved to that one's {STUDENTS}/: found "
+                    f"teacher {found[:12]}..., expected {teacher.digest[:12]}..., the digest in {run.folder / RECORD}"
+                )
 
 
 def _other_labels(run: Run) -> list[str]:

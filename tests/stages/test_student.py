@@ -22,7 +22,7 @@ from distill.losses.terms import Sizes
 from distill.recipe.load import override, parse_recipe
 from distill.recipe.losses import CATALOGUE, LossRecipe, settle
 from distill.recipe.schema import Recipe
-from distill.report.runs import Run
+from distill.report.runs import Run, open_run
 from distill.stages.compare import compare
 from distill.stages.export import export_teacher
 from distill.stages.finished import load_teacher, teacher_weights
@@ -150,6 +150,18 @@ def test_a_refused_student_leaves_the_teacher_s_run_sound(student, teacher: Run)
             student(field)
     assert not list(teacher.folder.glob("students/*"))
     assert verify_path(teacher.folder)
+
+
+def test_a_student_in_another_teacher_s_folder_is_not_sound(student, teacher: Run, tmp_path: Path) -> None:
+    run = student("student.epochs=1")
+    other = open_run(Path(shutil.copytree(teacher.folder, tmp_path / "other")))
+    record = json.loads((other.folder / "run.json").read_text())
+    record["stages"]["teacher"]["digest"] = "0" * 64
+    (other.folder / "run.json").write_text(json.dumps(record))
+    assert verify_path(teacher.folder)
+    with pytest.raises(StoreError, match=r"run.json: is another teacher's student, .* expected 000000000000") as found:
+        verify_path(other.folder)
+    assert run.folder.name in found.value.message
 
 
 def test_who_cannot_teach(student, teacher: Run) -> None:
