@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from distill.errors import RunError, UserError
 from distill.recipe.grid import Cell
@@ -21,7 +21,7 @@ from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
 from distill.report.curves import CURVES, read_curves, write_curves
 from distill.report.results import CELLS, NOT_RUN, CellResult
-from distill.report.runs import open_run
+from distill.report.runs import open_run, shares
 from distill.store.atomic import mendable, read_json, sha256_of, write_bytes, write_json
 
 COMPARISON, RESULTS = "comparison.toml", "results.json"  # the recipe of a comparison's folder, and its numbers
@@ -41,20 +41,12 @@ class _Told(BaseModel):
     reason: str | None = None
     temperature: _Number | None = None
     seconds: Annotated[_Number, Field(ge=0)] = 0.0
-    metrics: dict[str, _Number] = Field(default_factory=dict)
+    metrics: Annotated[dict[str, _Number], AfterValidator(shares)] = Field(default_factory=dict)
     digest: str = ""
     commit: str = "unknown"
     finished: str = ""
     machine: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
-
-    @field_validator("metrics")
-    @classmethod
-    def _shares(cls, metrics: dict[str, float]) -> dict[str, float]:
-        for name, value in metrics.items():
-            if name.endswith("accuracy") and not 0 <= value <= 1:
-                raise ValueError(f"{name} is {value}, expected a share from 0 to 1")
-        return metrics
 
     def result(self, cell: Cell) -> CellResult:
         """As the cell's run would give it, but that there is none."""

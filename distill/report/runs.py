@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from distill.errors import RecipeError, RunError
 from distill.recipe.importing import is_elsewhere
@@ -33,6 +33,18 @@ from distill.store.manifest import installed_versions
 RECIPE, RECORD, METRICS = "recipe.toml", "run.json", "metrics.jsonl"
 
 
+def shares(metrics: dict[str, float]) -> dict[str, float]:
+    """Lets metrics through whose accuracies are shares: a file that says 17 is damaged, and no network that good.
+
+    Raises:
+        ValueError: an accuracy is none.
+    """
+    for name, value in metrics.items():
+        if name.endswith("accuracy") and not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value}, expected a share from 0 to 1")
+    return metrics
+
+
 class _Closed(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,7 +55,9 @@ class StageRecord(_Closed):
     digest: str = Field(description="Of everything that decided the result, the data included.")
     seconds: float = Field(description="Time that its training or export took, over all its interruptions.")
     finished: str = Field(description="UTC.")
-    metrics: dict[str, float] = Field(description="Last epoch's, and the best epoch's by validation as best_...")
+    metrics: Annotated[dict[str, float], AfterValidator(shares)] = Field(
+        description="Last epoch's, and the best epoch's by validation as best_..."
+    )
     files: dict[str, str] = Field(description="sha256 of what it wrote, by path in the run folder.")
     commit: str = Field(description="git commit of the program, '+' when its files were changed, or 'unknown'.")
     versions: dict[str, str]

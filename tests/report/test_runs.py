@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from distill.errors import RunError
-from distill.report.runs import RECORD, find_run
+from distill.recipe.schema import Recipe
+from distill.report.runs import RECORD, find_run, make_run, open_run
 
 
 def test_a_name_is_a_runs_before_it_is_another_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,3 +27,15 @@ def test_a_name_is_a_runs_before_it_is_another_folders(tmp_path: Path, monkeypat
     assert find_run("pets", checkpoints) == Path("pets")
     with pytest.raises(RunError, match="nobody: no such run folder"):
         find_run("nobody", checkpoints)
+
+
+@pytest.mark.parametrize("wrong", ["17.0", "-0.1"])
+def test_an_accuracy_that_is_no_share_is_damage(tmp_path: Path, wrong: str) -> None:
+    run = make_run(tmp_path, Recipe(name="r"), kind="teacher", begun="0")
+    run.finish("teacher", "0", {"seconds": 1.0, "test_accuracy": 0.875, "test_nll": 17.0}, {}, "cpu")
+    assert open_run(tmp_path).metrics("teacher") == {"test_accuracy": 0.875, "test_nll": 17.0}
+    record = tmp_path / RECORD
+    record.write_text(record.read_text().replace("0.875", wrong))
+    said = rf"damaged run folder: .*test_accuracy is {wrong}, expected a share from 0 to 1"
+    with pytest.raises(RunError, match=said):
+        open_run(tmp_path)
