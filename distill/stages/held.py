@@ -10,6 +10,7 @@ from distill.errors import RunError, UserError
 from distill.recipe.digest import differences
 from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
+from distill.report.published import COMPARISON
 from distill.report.results import of_another_recipe
 from distill.report.runs import RECORD, Run, open_run
 
@@ -27,8 +28,11 @@ def refuse_another_teacher(folder: Path, recipe: Recipe, digest: str) -> None:
         digest: of all that decides it, the images too.
 
     Raises:
-        RunError: another one is, or one that nothing is known of.
+        RunError: another one is, or one that nothing is known of; or a comparison is, with folders for its teachers.
     """
+    if (folder / COMPARISON).exists():
+        reason = f"holds a comparison ({COMPARISON}), expected a teacher's folder or none"
+        raise RunError(f"{folder}: {reason}", cure="choose another name: --set name=...")
     if not (folder / RECORD).exists():
         if (folder / _WEIGHTS).is_file():
             raise RunError(f"{folder}: holds a teacher, but no {RECORD} that says of what recipe", cure=_CURE)

@@ -25,6 +25,7 @@ from distill.stages.compare import Compared, compare, run_one
 from distill.stages.grid import finished_cells
 from distill.stages.plan import plan_grid
 from distill.stages.run_grid import Manner
+from distill.stages.teacher import train_teacher
 from distill.training.events import Event, Notice, StageStarted
 from distill.training.interrupt import Interrupted
 
@@ -123,6 +124,13 @@ def test_a_changed_recipe_overwrites_no_comparison(arms: Callable[..., Recipe]) 
         with pytest.raises(RunError, match=told):
             run(changed, listener=Told())
     assert {path: path.read_bytes() for path in found.folder.rglob("*") if path.is_file()} == before
+
+
+def test_no_teacher_is_trained_into_a_comparison(arms: Callable[..., Recipe]) -> None:
+    found = compare(arms("compare.seeds=0"), Told())
+    with pytest.raises(RunError, match=r"tiny-compare: holds a comparison \(comparison\.toml\)"):
+        train_teacher(override(arms(), ["name=tiny-compare"]), Told())
+    assert not (found.folder / "run.json").exists()
 
 
 def test_a_damaged_run_fails_its_own_cell_alone(arms: Callable[..., Recipe]) -> None:
