@@ -190,6 +190,9 @@ def compare(
         comparing.refuse_of_runs([name for name, given in of_runs.items() if given])
         comparing.report(paths, quiet, as_json)
         return
+    if cell is not None:
+        of_several = {"--jobs": jobs > 1, "--budget": budget}
+        comparing.refuse_of_several([name for name, given in of_several.items() if given])
     asked = comparing.Asked(jobs, comparing.seconds(budget), quiet, as_json, curves=tensorboard)
     loaded = load(comparing.one_recipe(paths), overrides, comparing=True)
     with _console(quiet, as_json, tensorboard) as listener:

@@ -69,6 +69,17 @@ def refuse_of_runs(names: Sequence[str]) -> None:
         )
 
 
+def refuse_of_several(names: Sequence[str]) -> None:
+    """Refuses options that are about the order of cells, where one is run.
+
+    Raises:
+        typer.BadParameter: one is given.
+    """
+    if names:
+        found = " and ".join(names)
+        raise typer.BadParameter(f"found {found} with --cell, which runs one cell to its end; leave it out")
+
+
 def one_recipe(paths: Sequence[Path]) -> Path:
     """The only path.
 

@@ -434,6 +434,10 @@ def test_the_command_line_lists_and_plans(tiny: Callable[..., Recipe], tmp_path:
     for words, wanted in (
         ((str(path), "--budget", "soon"), "--budget: found 'soon', expected a time such as 90s, 30m or 2h"),
         ((str(path), "--dry-run", "--cell", "3"), "found --dry-run and --cell, expected one of them"),
+        (
+            (str(path), "--cell", "3", "--jobs", "2", "--budget", "1h"),
+            "found --jobs and --budget with --cell, which runs one cell to its end",
+        ),
         ((str(path), str(path)), "found 2 paths, expected one recipe"),
         (("--report-only", str(tmp_path)), "not a comparison, expected comparison.toml in it"),
     ):
