@@ -13,6 +13,7 @@ from distill.recipe.schema import Recipe
 from distill.stages.cells import Outcome
 from distill.stages.compare import planned, seconds_of
 from distill.stages.grid import finished_cells
+from distill.stages.held import refuse_other_teachers
 from distill.stages.run_grid import duration
 from distill.stages.schedule import Schedule
 from distill.training.events import Listener
@@ -115,8 +116,9 @@ def plan_grid(recipe: Recipe, listener: Listener, *, jobs: int = 1, budget: floa
     """Looks up what is finished.
 
     Raises:
-        UserError: the recipe breaks a rule, or a data set is missing.
+        UserError: the recipe breaks a rule, a data set is missing, or the folder holds another recipe's teachers.
     """
     cells = planned(recipe)
+    refuse_other_teachers(cells)  # as the command that would run them does
     found = finished_cells(cells, listener)
     return GridPlan(recipe.name, cells, {number: seconds_of(run) for number, run in found.items()}, jobs, budget)

@@ -120,7 +120,7 @@ def test_a_changed_recipe_overwrites_no_comparison(arms: Callable[..., Recipe]) 
     before = {path: path.read_bytes() for path in found.folder.rglob("*") if path.is_file()}
     changed = override(arms(), ["data.noise.rate=0.4"])
     told = "s0: holds a teacher of another recipe: data.noise.rate: 0.3 -> 0.4; and so do 5 more of the comparison"
-    for run in (compare, partial(run_one, number=0)):
+    for run in (compare, partial(run_one, number=0), plan_grid):
         with pytest.raises(RunError, match=told):
             run(changed, listener=Told())
     assert {path: path.read_bytes() for path in found.folder.rglob("*") if path.is_file()} == before
