@@ -157,8 +157,10 @@ def finished_teacher(run: Run, recipe: Recipe) -> StageRecord:
 
 
 def _made_by(recipe: Recipe, folder: Path) -> list[str]:
-    """The command that makes the teacher in this folder."""
+    """The command that makes the teacher in this folder, whatever it was called when its recipe was written."""
     place = ["--set", f"checkpoints={folder.parent}"]
+    if folder.name != recipe.name:
+        place += ["--set", f"name={folder.name}"]
     source = recipe.teacher.imported.source
     if not source:
         return ["distill", "teacher", str(folder / RECIPE), *place]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from distill.cli.entry import run as run_command
 from distill.errors import BilevelError, StoreError, UserError
 from distill.recipe.load import dump_recipe, override
 from distill.report.runs import open_run
@@ -246,6 +249,26 @@ def test_a_teacher_without_its_record_is_not_overwritten(tiny) -> None:
     with pytest.raises(UserError, match=r"holds a teacher, but no run\.json"):
         train_teacher(tiny("teacher.epochs=1"), ignore)
     assert (run.folder / "model.safetensors").read_bytes() == weights
+
+
+def test_the_cure_for_a_copied_run_mends_the_copy(tiny, tmp_path, monkeypatch) -> None:
+    """Its recipe.toml has the name of the run that it was copied from, which has nothing to be mended."""
+    run = train_teacher(tiny("teacher.epochs=1"), ignore)
+    copied = open_run(Path(shutil.copytree(run.folder, tmp_path / "2026")))
+    weights = copied.folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(b"torn")
+    with pytest.raises(UserError, match="sha256 differs") as found:
+        export_teacher(copied, copied.recipe, ignore)
+    weights.unlink()
+    command = found.value.cure.split("`")[1]
+    monkeypatch.setattr(sys, "argv", [*shlex.split(command), "--no-export", "--quiet"])
+    assert run_command() == 0
+    assert weights.read_bytes() == content
+    copied.forget("teacher")
+    with pytest.raises(UserError, match="is not finished") as found:
+        export_teacher(copied, copied.recipe, ignore)
+    assert f"`{command}`" in found.value.cure
 
 
 def test_a_skip_keeps_the_record(tiny) -> None:
