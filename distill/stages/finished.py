@@ -161,10 +161,15 @@ def _made_by(recipe: Recipe, folder: Path) -> list[str]:
     place = ["--set", f"checkpoints={folder.parent}"]
     if folder.name != recipe.name:
         place += ["--set", f"name={folder.name}"]
-    source = recipe.teacher.imported.source
-    if not source:
+    if not recipe.teacher.imported.source:
         return ["distill", "teacher", str(folder / RECIPE), *place]
-    words = ["distill", "export", "--teacher", source, "--recipe", str(folder / RECIPE), *place]
+    return [*imported_by(recipe), "--recipe", str(folder / RECIPE), *place]
+
+
+def imported_by(recipe: Recipe) -> list[str]:
+    """The command that imports the recipe's teacher, but for `--recipe`."""
+    source = recipe.teacher.imported.source
+    words = ["distill", "export", "--teacher", source]
     if not source.startswith((TIMM, LOCAL_DIR)):  # a file alone does not say which network it is
         words += ["--model", recipe.teacher.model]
         for name, value in recipe.teacher.model_args.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from distill.stages.common import (
     write_left_out,
     write_selected,
 )
+from distill.stages.finished import imported_by
 from distill.stages.held import refuse_another_teacher
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import save_weights
@@ -62,7 +64,7 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
     if recipe.teacher.imported.source:
         raise RunError(
             f"{folder}: its teacher is imported from {recipe.teacher.imported.source}, not trained",
-            cure=f"run `distill export --teacher {recipe.teacher.imported.source}` with this recipe as --recipe.",
+            cure=f"run `{shlex.join(imported_by(recipe))}` with this recipe as --recipe.",
         )
     device = prepare_device(recipe)
     data = open_data(recipe, progress=files_read(listener))

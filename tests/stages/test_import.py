@@ -227,6 +227,9 @@ def test_a_bare_file_with_its_architecture_named(recipe, tmp_path: Path) -> None
     run_imported(str(path), recipe(str(path), "name=usual"), told.append, model="resnet8")
     assert any("timm's usual ones for resnet8" in event.message for event in told if isinstance(event, Notice))
     assert open_run(run.folder).record.stages["teacher"].imported["classes"] == "order taken on trust"
+    with pytest.raises(UserError, match=r"weights\.safetensors, not trained") as found:
+        train_teacher(run.recipe, ignore)
+    assert f"`distill export --teacher {path} --model resnet8`" in found.value.cure
 
 
 def photos(folder: Path) -> tuple[str, ...]:
