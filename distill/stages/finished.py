@@ -102,12 +102,7 @@ def learned_labels(run: Run) -> Path | None:
     names = [f"{LABELS_FOLDER}/{name}" for name in (MANIFEST, LABELS)]
     if not any(name in files for name in names):
         return None
-    for name in names:
-        if sha256_of(run.folder / name) != files.get(name):
-            raise RunError(
-                f"{run.folder / name}: sha256 differs from what the teacher wrote",
-                cure="restore the file; or delete it and train again.",
-            )
+    _refuse_other_files(run, run.recipe, names)
     return run.folder / LABELS_FOLDER
 
 
@@ -132,13 +127,25 @@ def teacher_weights(run: Run, recipe: Recipe, data: ImageData) -> tuple[Path, st
             cure="put back what was changed, or train a teacher under another name.",
         )
     path = run.folder / "model.safetensors"
-    expected = record.files.get(path.name)
-    if expected is None or sha256_of(path) != expected:
-        raise RunError(
-            f"{path}: sha256 differs from what the teacher wrote",
-            cure=f"restore the file; or delete it and run `{shlex.join(_made_by(recipe, run.folder.resolve()))}`.",
-        )
-    return path, expected
+    _refuse_other_files(run, recipe, [path.name])
+    return path, record.files[path.name]
+
+
+def _refuse_other_files(run: Run, recipe: Recipe, names: Sequence[str]) -> None:
+    """That files are what the run's teacher wrote, by their sha256.
+
+    Raises:
+        RunError: one is not, or is missing.
+    """
+    again = shlex.join(_made_by(recipe, run.folder.resolve()))
+    for path, expected in ((run.folder / name, run.record.stages["teacher"].files.get(name)) for name in names):
+        if not path.is_file():
+            raise RunError(f"{path}: missing; the teacher wrote it", cure=f"restore the file; or run `{again}`.")
+        if sha256_of(path) != expected:
+            raise RunError(
+                f"{path}: sha256 differs from what the teacher wrote",
+                cure=f"restore the file; or delete it and run `{again}`.",
+            )
 
 
 def finished_teacher(run: Run, recipe: Recipe) -> StageRecord:

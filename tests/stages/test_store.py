@@ -12,7 +12,7 @@ import torch
 
 from distill.cli.entry import run as run_command
 from distill.data.loader import open_data, ordered_batches
-from distill.errors import ModelError, RecipeError, StoreError, UserError
+from distill.errors import ModelError, RecipeError, RunError, StoreError, UserError
 from distill.models.features import feature_width, logits_and_features
 from distill.models.maps import MapHook, as_row, find_stages
 from distill.models.zoo import create, fit
@@ -115,6 +115,15 @@ def test_labels_that_were_changed_are_not_exported(tiny, teacher: Run) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"labels\.safetensors: sha256 differs from what the teacher wrote"):
         export_teacher(teacher, tiny(*SHORT), ignore)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "labels/labels.safetensors"])
+def test_a_file_that_was_deleted_has_the_cure_of_a_damaged_one(tiny, teacher: Run, name: str) -> None:
+    (teacher.folder / name).unlink()
+    with pytest.raises(RunError, match=rf"{name}: missing; the teacher wrote it") as found:
+        export_teacher(teacher, tiny(*SHORT), ignore)
+    assert "restore the file; or run `distill teacher " in found.value.cure
+    export_teacher(train_teacher(tiny(*SHORT), ignore), tiny(*SHORT), ignore)
 
 
 def test_a_teacher_with_fixed_labels_has_none_to_carry(tiny) -> None:
