@@ -68,6 +68,7 @@ def refuse_for_a_run(text: str, path: Path | None, model: str | None) -> None:
     if given:
         raise RecipeError(
             f"{text}: {' and '.join(given)} given, but a run folder has its own recipe and network",
-            cure=f"Leave {' and '.join(given)} out; change views or [export] with --set. "
+            cure=f"Leave {' and '.join(given)} out; change [export] or views.count with --set (other [views] only of a "
+            "teacher that was imported). "
             f"Teachers from elsewhere are {TIMM}NAME, {LOCAL_DIR}FOLDER or a file that ends in {SAFETENSORS}.",
         )

@@ -345,6 +345,7 @@ def test_the_commands_in_a_row(tmp_path: Path, monkeypatch, capsys) -> None:
         assert said in out
     for words, said in (
         ("export --teacher mine --model resnet8", "a run folder has its own"),
+        ("export --teacher mine --model resnet8", "change [export] or views.count with --set (other [views] only of a"),
         ("teacher checkpoints/mine/recipe.toml", "is imported from local-dir:theirs, not trained"),
         ("student --teacher local-dir:theirs", "distill export --teacher local-dir:theirs"),
         ("export --teacher local-dir:theirs --set teacher.epochs=3", "imported, not trained"),
