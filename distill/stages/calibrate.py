@@ -91,13 +91,19 @@ def _of_run(folder: Path, listener: Listener) -> Iterator[Calibrated]:
             run = open_run(folder)  # as it is now that nobody else writes it
             measured = _measured(run, listener)
             if not measured:
-                wrong = f"fewer than {LEAST_WRONG} of its validation images are answered wrongly"
-                listener(Notice(f"{folder}: no temperature: {wrong}, too few to fit one on"))
+                listener(Notice(f"{folder}: no temperature: {_why_none(run, stage)}"))
                 return
             run.add_metrics(stage, measured)
         listener(Notice(f"{folder}: temperature {measured['scaling_temperature']:.3f}"))
     names = ("scaling_temperature", "test_nll", "test_nll_scaled", "test_ece", "test_ece_scaled")
     yield Calibrated(folder, {name: value for name in names if (value := run.metrics(stage).get(name)) is not None})
+
+
+def _why_none(run: Run, stage: str) -> str:
+    """What a finished network lacks for a temperature."""
+    if "validation_accuracy" not in run.metrics(stage):
+        return "it has no validation images to fit one on"
+    return f"fewer than {LEAST_WRONG} of its validation images are answered wrongly, too few to fit one on"
 
 
 def _measured(run: Run, listener: Listener) -> dict[str, float]:

@@ -79,18 +79,24 @@ def test_an_unfinished_run_is_passed_over_and_a_folder_of_none_is_refused(
         calibrate(tmp_path / "empty", silent)
 
 
-@pytest.mark.parametrize("sets", [("data.validation=0",), ("data.validation=12",)])
+@pytest.mark.parametrize(
+    ("sets", "why"),
+    [
+        ("data.validation=0", "it has no validation images to fit one on"),
+        ("data.validation=12", "fewer than 10 of its validation images are answered wrongly"),
+    ],
+)
 def test_where_too_few_validation_images_are_answered_wrongly_nothing_is_fitted(
-    tiny: Callable[..., Recipe], sets: tuple[str, ...]
+    tiny: Callable[..., Recipe], sets: str, why: str
 ) -> None:
     few = train_teacher(
-        tiny("data.noise.kind=none", "data.noise.rate=0", "data.noise.redraw=all", "name=few", *sets), silent
+        tiny("data.noise.kind=none", "data.noise.rate=0", "data.noise.redraw=all", "name=few", sets), silent
     )
     assert "scaling_temperature" not in few.metrics("teacher")
     told: list[str] = []
     with pytest.raises(RunError, match="no finished network that has a temperature; of its 1 runs 1 are finished"):
         calibrate(few.folder, lambda event: told.append(str(event)))
-    assert "fewer than 10 of its validation images are answered wrongly" in "".join(told)
+    assert why in "".join(told)
     other = train_teacher(tiny("teacher.epochs=1"), silent)  # beside others it is no failure
     assert [each.run for each in calibrate(few.folder.parent, silent)] == [other.folder]
 
