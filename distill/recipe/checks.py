@@ -239,4 +239,7 @@ def _export(recipe: Recipe) -> Iterator[str]:
     if export.format == "topk" and export.k is None:
         yield '[export] k: found none, expected how many logits of each row format = "topk" keeps'
     if export.format != "topk" and export.k is not None:
-        yield f'[export] k: found {export.k}, but format is "{export.format}"; expected format = "topk"'
+        yield (
+            f'[export] k: found {export.k}, but format is "{export.format}"; '
+            'expected format = "topk", or leave k out (--set export.k=none)'
+        )

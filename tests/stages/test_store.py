@@ -220,6 +220,19 @@ def test_another_format_replaces_the_store(tiny, teacher: Run) -> None:
     assert verify_path(teacher.folder) > 6
 
 
+def test_the_cure_for_a_run_s_k_in_another_format_works(tiny, teacher: Run, monkeypatch, capsys) -> None:
+    recipe = tiny(*SHORT, *FORMATS["topk"])
+    export_teacher(teacher, recipe, ignore)
+    assert open_run(teacher.folder).recipe.export.k == 4
+    command = ["distill", "export", "--teacher", str(teacher.folder), "--set", "export.format=int8"]
+    monkeypatch.setattr(sys, "argv", command)
+    assert run_command() == 2
+    assert "or leave k out (--set export.k=none)" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*command, "--set", "export.k=none"])
+    assert run_command() == 0
+    assert read_manifest(teacher.folder / "logits").format == "int8"
+
+
 def test_top_k_at_another_temperature_is_refused_unless_forced(tiny, teacher: Run) -> None:
     topk = (*FORMATS["topk"][:2], "student.loss.temperature=4")
     with pytest.raises(RecipeError, match=r'"kd" at T = 4 reads the tail.*docs/formats\.md'):
