@@ -106,7 +106,7 @@ def forget_others(folder: Path, cells: Sequence[Cell], wanted: Mapping[int, str]
         if record is None or record.state != "finished":
             continue
         if wanted.get(cell.number, record.digest) != record.digest:
-            path.unlink()
+            path.unlink(missing_ok=True)  # another process may have done so
 
 
 def _write(folder: Path, record: CellRecord) -> None:

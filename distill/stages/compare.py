@@ -83,6 +83,7 @@ def run_one(recipe: Recipe, number: int, listener: Listener) -> Run:
             cure="--list-cells has them.",
         )
     cell = cells[number]
+    refuse_other_teachers(cells)  # before it is said which cell comes first, of which it would be said too
     unchanged = is_plan(recipe, comparison_folder(recipe))  # else every cell that has a run may ask for another
     near = [each for each in cells if each.number in (number, cell.needs) or each.needs == number]
     there = look_up(near if unchanged else cells, listener)
