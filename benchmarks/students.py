@@ -251,7 +251,8 @@ def run_one(family: str, cache: Path, limits: families.Limits) -> Row:
 def limit_self(limits: families.Limits) -> None:
     """The kernel ends this process when it has used so much time, and refuses it more memory."""
     seconds, octets = round(limits.seconds), round(limits.gibibytes * 2**30)
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+    # The hard limit stays: past it the kernel sends SIGKILL, as for want of memory, and imports alone may take longer.
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, resource.getrlimit(resource.RLIMIT_CPU)[1]))
     resource.setrlimit(resource.RLIMIT_DATA, (octets, octets))
 
 
