@@ -13,7 +13,7 @@ from distill.recipe.digest import digest, export_digest, inputs_digest, student_
 from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
 from distill.recipe.student_checks import label_rule
-from distill.report.runs import RECORD, Run, find_run, open_run
+from distill.report.runs import RECORD, Run, StageRecord, find_run, open_run
 from distill.stages.arms import arm_place
 from distill.stages.finished import STORE
 from distill.stages.settling import settle_student
@@ -67,8 +67,7 @@ def look_up(cells: Sequence[Cell], listener: Listener) -> LookedUp:
         data = partial(_data, known, cell.recipe, listener)
         run = None
         if cell.kind == "teacher":
-            wanted[cell.number] = inputs_digest(cell.recipe, data().fingerprint, data().given)
-            run = _teacher(cell, wanted[cell.number])
+            run = _teacher(cell, data, wanted)
         elif cell.needs in found:
             run = _student(cell, found[cell.needs], data, wanted)
         elif cell.needs in wanted and _is_another(cell, wanted[cell.needs]):
@@ -96,18 +95,28 @@ def _opened(folder: Path) -> Run | None:
 
 
 def _is_another(cell: Cell, wanted: str) -> bool:
-    """Whether a cell's teacher is trained, by other images or given labels than are there now, or by another recipe."""
-    run = _opened(cell.teacher_folder)
-    return run is not None and "teacher" in run.record.stages and run.record.stages["teacher"].digest != wanted
+    """Whether a cell's teacher was trained by other images or given labels than are there now, or by another recipe."""
+    trained = _trained(_opened(cell.teacher_folder))
+    return trained is not None and trained.digest != wanted
 
 
-def _teacher(cell: Cell, wanted: str) -> Run | None:
+def _trained(run: Run | None) -> StageRecord | None:
+    return None if run is None else run.record.stages.get("teacher")
+
+
+def _teacher(cell: Cell, data: Callable[[], _Data], wanted: dict[int, str]) -> Run | None:
+    """The cell's run, where it is finished; its digest is put in `wanted`, where any teacher is trained there.
+
+    Else the data of its seed are not opened: a comparison of many seeds that has not begun would open them all.
+    """
     run = _opened(cell.teacher_folder)
-    if run is None or not run.done("teacher", wanted):
+    if run is None or (trained := _trained(run)) is None:
         return None
-    weights = run.record.stages["teacher"].files.get("model.safetensors", "")
-    exported = run.done("export", export_digest(cell.recipe, weights)) and (run.folder / STORE / MANIFEST).is_file()
-    return run if exported or not cell.exports else None
+    wanted[cell.number] = inputs_digest(cell.recipe, data().fingerprint, data().given)
+    if not run.done("teacher", wanted[cell.number]):
+        return None
+    exported = run.done("export", export_digest(cell.recipe, trained.files.get("model.safetensors", "")))
+    return run if not cell.exports or (exported and (run.folder / STORE / MANIFEST).is_file()) else None
 
 
 def _student(cell: Cell, teacher: Run, data: Callable[[], _Data], wanted: dict[int, str]) -> Run | None:

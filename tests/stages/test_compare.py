@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from distill.data.loader import open_data
 from distill.errors import DataError, RunError
 from distill.recipe.digest import another_student
 from distill.recipe.grid import Cell, grid
@@ -398,6 +399,19 @@ def test_a_network_that_is_left_open_by_now_is_another_one(tiny: Callable[..., R
     assert states == {
         "onehot-s0": "finished", "onehot-s0-kd": "missing", "onehot-s1": "finished", "onehot-s1-kd": "missing"
     }  # fmt: skip
+
+
+def test_data_of_seeds_that_nothing_was_trained_at_are_not_opened(tiny: Callable[..., Recipe], monkeypatch) -> None:
+    opened: list[int] = []
+
+    def counted(recipe: Recipe, **more: object) -> object:
+        opened.append(recipe.seed)
+        return open_data(recipe, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("distill.stages.grid.open_data", counted)
+    recipe = tiny(*SHORT, "compare.teachers=onehot", "compare.seeds=0,1,2")
+    assert finished_cells(grid(recipe), Told()) == {}
+    assert opened == [0]
 
 
 def test_students_of_other_given_labels_go_with_their_teachers(tiny: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_who_cannot_teach(student, teacher: Run) -> None:
 def test_a_comparison_is_refused_before_its_first_teacher(teacher: Run, tmp_path: Path) -> None:
     fields = (f'checkpoints="{tmp_path}"', "teacher.labels.rule=onehot", "compare.teachers=onehot,class")
     recipe = override(teacher.recipe, [*fields, "teacher.epochs=0"])
-    with pytest.raises(RecipeError, match=r'tiny: teacher class, seed 0: \[teacher\] epochs: found 0, but'):
+    with pytest.raises(RecipeError, match=r"tiny: teacher class, seed 0: \[teacher\] epochs: found 0, but"):
         compare(recipe, ignore)
     assert not (tmp_path / "tiny-compare").exists()
 
