@@ -185,14 +185,16 @@ def compare(
     from distill.cli import comparing
 
     comparing.refuse_together(dry_run=dry_run, list_cells=list_cells, cell=cell is not None, report_only=report_only)
+    of_several = {"jobs": jobs > 1, "budget": budget}
     if report_only:
-        of_runs = {"--set": overrides, "--jobs": jobs > 1, "--budget": budget, "--tensorboard": tensorboard}
-        comparing.refuse_of_runs([name for name, given in of_runs.items() if given])
+        why = "runs nothing and reads the recipes in the folders"
+        comparing.refuse_beside("--report-only", why, set=overrides, **of_several, tensorboard=tensorboard)
         comparing.report(paths, quiet, as_json)
         return
+    if list_cells:
+        comparing.refuse_beside("--list-cells", "names every cell and runs none", **of_several, tensorboard=tensorboard)
     if cell is not None:
-        of_several = {"--jobs": jobs > 1, "--budget": budget}
-        comparing.refuse_of_several([name for name, given in of_several.items() if given])
+        comparing.refuse_beside("--cell", "runs one cell to its end", **of_several)
     asked = comparing.Asked(jobs, comparing.seconds(budget), quiet, as_json, curves=tensorboard)
     loaded = load(comparing.one_recipe(paths), overrides, comparing=True)
     with _console(quiet, as_json, tensorboard) as listener:

@@ -56,28 +56,20 @@ def refuse_together(**given: bool) -> None:
         raise typer.BadParameter(f"found {' and '.join(names)}, expected one of them")
 
 
-def refuse_of_runs(names: Sequence[str]) -> None:
-    """Refuses options that are about running cells, where none is run.
+def refuse_beside(option: str, why: str, **given: object) -> None:
+    """Refuses options that mean nothing beside another.
+
+    Args:
+        option: the other, as it is typed.
+        why: what it does that they have no part in.
+        given: their values, by name; what is false was not given.
 
     Raises:
         typer.BadParameter: one is given.
     """
+    names = [f"--{name}" for name, on in given.items() if on]
     if names:
-        raise typer.BadParameter(
-            f"found {' and '.join(names)} with --report-only, which runs nothing and reads the recipes in the folders; "
-            "leave it out"
-        )
-
-
-def refuse_of_several(names: Sequence[str]) -> None:
-    """Refuses options that are about the order of cells, where one is run.
-
-    Raises:
-        typer.BadParameter: one is given.
-    """
-    if names:
-        found = " and ".join(names)
-        raise typer.BadParameter(f"found {found} with --cell, which runs one cell to its end; leave it out")
+        raise typer.BadParameter(f"found {' and '.join(names)} with {option}, which {why}; leave it out")
 
 
 def one_recipe(paths: Sequence[Path]) -> Path:

@@ -452,6 +452,10 @@ def test_the_command_line_lists_and_plans(tiny: Callable[..., Recipe], tmp_path:
             (str(path), "--cell", "3", "--jobs", "2", "--budget", "1h"),
             "found --jobs and --budget with --cell, which runs one cell to its end",
         ),
+        (
+            (str(path), "--list-cells", "--jobs", "2", "--tensorboard"),
+            "found --jobs and --tensorboard with --list-cells, which names every cell and runs none",
+        ),
         ((str(path), str(path)), "found 2 paths, expected one recipe"),
         (("--report-only", str(tmp_path)), "not a comparison, expected comparison.toml in it"),
     ):
