@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from distill.errors import BilevelError
 from distill.seeding import seeded
@@ -23,8 +24,8 @@ def untracked(model: nn.Module, buffers: dict[str, Tensor] | None = None) -> Ite
     """Train mode without its side effects: every buffer is the same one, bit-identical, afterwards.
 
     Normalisation layers that train are told not to track statistics, because forward-mode differentiation refuses, or
-    silently mishandles, the in-place update. All other buffers (EvoNorm's variance, spectral norm's vectors) have
-    copies in their place.
+    silently mishandles, the in-place update; instance normalisation, which tracks them whatever it is told, has none.
+    All other buffers (EvoNorm's variance, spectral norm's vectors) have copies in their place.
 
     Args:
         model: the network.
@@ -33,7 +34,11 @@ def untracked(model: nn.Module, buffers: dict[str, Tensor] | None = None) -> Ite
     norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.training and m.track_running_stats]
     slots = list(_other_buffers(model))
     given = buffers or {}
-    copies = {id(buffer): given.get(name, buffer).clone() for name, _, _, buffer in slots}
+    copies: dict[int, Tensor | None] = {id(buffer): given.get(name, buffer).clone() for name, _, _, buffer in slots}
+    for norm in norms:
+        if isinstance(norm, _InstanceNorm):
+            slots += [("", norm._buffers, key, buffer) for key, buffer in norm._buffers.items() if buffer is not None]
+            copies |= {id(buffer): None for buffer in norm._buffers.values()}
     try:
         for norm in norms:
             norm.track_running_stats = False

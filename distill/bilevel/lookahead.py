@@ -80,6 +80,9 @@ class AdamRule:
     theta' = theta (* (1 - lr weight_decay) for AdamW) - lr / (1 - b1^t) * m / (sqrt(s / (1 - b2^t)) + eps).
 
     At the first step this is nearly the sign of d, whose derivative is nearly 0: no label should be learned from it.
+    Where d was always 0, as in a unit that no training image has lit, the derivative is taken for 0 and not for its
+    lr (1 - b1) / eps, some 10^4 times the others': a batch that does not light it either has nothing there to be judged
+    by, and a direction that is nearly all of such elements leaves a finite difference nothing but rounding.
     """
 
     lr: float
@@ -105,8 +108,9 @@ class AdamRule:
         kept = theta * (1 - self.lr * self.weight_decay) if self.decoupled else theta
         m = self.beta1 * self.exp_avg + (1 - self.beta1) * d
         s = self.beta2 * self.exp_avg_sq + (1 - self.beta2) * d * d
-        # sqrt has no derivative at 0, which only a gradient that was always 0 reaches.
-        root = torch.where(s > 0, torch.where(s > 0, s, 1.0).sqrt(), 0.0) / math.sqrt(1 - self.beta2**self.count)
+        lit = s > 0
+        m = torch.where(lit, m, m.detach())
+        root = torch.where(lit, torch.where(lit, s, 1.0).sqrt(), 0.0) / math.sqrt(1 - self.beta2**self.count)
         return kept - self.lr / (1 - self.beta1**self.count) * m / (root + self.eps)
 
 
@@ -197,7 +201,12 @@ def _plain(value: Any) -> dict[str, Any]:
 
 
 def record(
-    optimizer: torch.optim.Optimizer, parameters: Tensors, *, keep_state: bool, clip: Clip | None = None
+    optimizer: torch.optim.Optimizer,
+    parameters: Tensors,
+    *,
+    keep_state: bool,
+    clip: Clip | None = None,
+    gradients: Tensors | None = None,
 ) -> LookAhead:
     """Notes how the coming `optimizer.step()` will depend on the gradient.
 
@@ -206,6 +215,7 @@ def record(
         parameters: what it trains, by name; those without a gradient are not stepped and have no rule.
         keep_state: copy the optimiser's buffers too, which only the unrolled estimator needs.
         clip: how the gradients were clipped, if they were.
+        gradients: what it would step by, by name; None: the parameters' own `grad`.
 
     Raises:
         BilevelError: the optimiser has no rule, or a parameter is in none of its groups.
@@ -216,6 +226,8 @@ def record(
             f"learned labels: {type(optimizer).__name__} has no look-ahead rule; torch's SGD, Adam and AdamW have",
             cure='set teacher.optimizer.name to "momentum", "sgd" or "adamw", or a fixed rule in teacher.labels.rule.',
         )
+    if gradients is None:
+        gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     rules: dict[str, Rule] = {}
     for name, parameter in parameters.items():
@@ -229,14 +241,15 @@ def record(
             raise BilevelError(
                 "learned labels: the look-ahead has no rule for maximize or amsgrad", cure="switch both off."
             )
-        rules[name] = build(group, optimizer.state.get(parameter, {}), parameter, keep_state)
+        if name in gradients:
+            rules[name] = build(group, optimizer.state.get(parameter, {}), parameter, gradients[name], keep_state)
     if clip is not None:
         # Copied: torch's grouped SGD adds the momentum to the gradients in place when it is Nesterov's.
         clip = Clip(clip.max_norm, clip.norm, {name: c.clone() for name, c in clip.clipped.items()})
     return LookAhead(rules, clip)
 
 
-def _sgd_rule(group: dict[str, Any], state: dict[str, Any], parameter: Tensor, keep_state: bool) -> Rule:
+def _sgd_rule(group: dict[str, Any], state: dict[str, Any], parameter: Tensor, g: Tensor, keep_state: bool) -> Rule:
     buffer = state.get("momentum_buffer")
     return SGDRule(
         lr=float(group["lr"]),
@@ -250,9 +263,8 @@ def _sgd_rule(group: dict[str, Any], state: dict[str, Any], parameter: Tensor, k
 
 
 @torch.no_grad()
-def _adam_rule(group: dict[str, Any], state: dict[str, Any], parameter: Tensor, keep_state: bool) -> Rule:
+def _adam_rule(group: dict[str, Any], state: dict[str, Any], parameter: Tensor, g: Tensor, keep_state: bool) -> Rule:
     zero = torch.zeros_like(parameter)
-    g = zero if parameter.grad is None else parameter.grad
     lr, eps, (beta1, beta2) = float(group["lr"]), float(group["eps"]), map(float, group["betas"])
     decoupled = bool(group["decoupled_weight_decay"])
     d = g if decoupled else g + group["weight_decay"] * parameter
@@ -262,7 +274,8 @@ def _adam_rule(group: dict[str, Any], state: dict[str, Any], parameter: Tensor, 
     s = beta2 * exp_avg_sq + (1 - beta2) * d * d
     correction = math.sqrt(1 - beta2**count)
     denominator = s.sqrt() / correction + eps
-    slope = torch.where(s > 0, (1 - beta2) * d / (s.sqrt() * correction), 0.0)  # d denominator / d g
+    slope = (1 - beta2) * d / (s.sqrt() * correction)  # d denominator / d g
+    diagonal = -lr / (1 - beta1**count) * ((1 - beta1) - m * slope / denominator) / denominator
     return AdamRule(
         lr=lr,
         beta1=beta1,
@@ -271,7 +284,7 @@ def _adam_rule(group: dict[str, Any], state: dict[str, Any], parameter: Tensor, 
         weight_decay=group["weight_decay"],
         decoupled=decoupled,
         count=count,
-        diagonal=-lr / (1 - beta1**count) * ((1 - beta1) - m * slope / denominator) / denominator,
+        diagonal=torch.where(s > 0, diagonal, 0.0),
         exp_avg=exp_avg.clone() if keep_state else None,
         exp_avg_sq=exp_avg_sq.clone() if keep_state else None,
     )

@@ -52,7 +52,9 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
     names = tuple(n for n in ORDER[training.precision] if suits(n, training.rule)) if name == "auto" else (name,)
     minimum = MINIMUM_COSINE[training.precision]
     keep_features = any(ESTIMATORS[candidate].needs_features for candidate in names)
-    inner, r = trial_step(training, _head(batch), _head(meta), keep_features=keep_features)
+    inner, r = trial_step(
+        training, _head(batch), _head(meta), keep_features=keep_features, keep_state=_needs_state(names)
+    )
     reference, kind = reference_gradient(training.model, inner, r)
     failures = []
     for candidate in names:
@@ -82,15 +84,18 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
 
 
 def suits(name: str, rule: object) -> bool:
-    """Whether an estimator takes the step that the rule trains by: `Unrolled` unrolls one of the forward divergence."""
-    return not (name == "unrolled" and isinstance(rule, Learned) and rule.divergence == "reverse")
+    """Whether an estimator takes the step that the rule trains by: `Unrolled` unrolls plain soft cross-entropy."""
+    plain = not isinstance(rule, Learned) or (rule.divergence == "forward" and not rule.answer_entropy)
+    return plain or name != "unrolled"
 
 
 def tuned(names: Iterable[str], training: Training, batch: Batch, meta: Batch) -> dict[str, Estimator]:
     """The best form of each estimator today, by name. See `choose_estimator`."""
     names = list(names)
     keep_features = any(ESTIMATORS[name].needs_features for name in names)
-    inner, r = trial_step(training, _head(batch), _head(meta), keep_features=keep_features)
+    inner, r = trial_step(
+        training, _head(batch), _head(meta), keep_features=keep_features, keep_state=_needs_state(names)
+    )
     reference, _ = reference_gradient(training.model, inner, r)
     return {name: _best(name, training.model, inner, r, reference)[0] for name in names}
 
@@ -120,8 +125,12 @@ def _head(batch: Batch) -> Batch:
     return batch.head(PROBED_IMAGES)
 
 
+def _needs_state(names: Iterable[str]) -> bool:
+    return any(ESTIMATORS[name].needs_state for name in names)
+
+
 def trial_step(
-    training: Training, batch: Batch, meta: Batch, *, keep_features: bool = False
+    training: Training, batch: Batch, meta: Batch, *, keep_features: bool = False, keep_state: bool = False
 ) -> tuple[InnerStep, Tensors]:
     """An inner step and a meta gradient at today's parameters, without stepping."""
     parameters = lookahead.trained_parameters(training.model)
@@ -133,14 +142,30 @@ def trial_step(
         _, target = soft_loss(training.rule, logits, batch)
     # Refuses an optimiser without a rule.
     inner = training.record(batch, 0, logits, target.labels, None, keep_state=False, features=features)
-    # The derivative is on trial here, not the optimiser, which has no state yet: a plain step stands in.
-    plain = SGDRule(lr=1.0, momentum=0.0, dampening=0.0, nesterov=False, weight_decay=0.0, first=True)
-    inner = replace(inner, look_ahead=LookAhead(dict.fromkeys(parameters, plain)))
     # A direction is all that is needed, and in float16 one would have to find a scale for its loss first.
     precision = "float32" if training.precision == "float16" else training.precision
+    inner = replace(inner, look_ahead=_todays_look_ahead(training, batch, seed, precision, keep_state=keep_state))
     meta_logits = hygiene.silent_forward(training.model, parameters, meta.images, seed=seed, precision=precision)
     judged = meta_loss(meta_logits, meta, training.meta_loss_q).mean()
     return inner, gradient_by_name(judged, training.model, retain_graph=False)
+
+
+def _todays_look_ahead(training: Training, batch: Batch, seed: int, precision: str, *, keep_state: bool) -> LookAhead:
+    """How a step would move the parameters today: a finite difference goes along that, and only that, direction.
+
+    A plain step stands in for SGD's, whose direction is the same, and for an optimiser that has no state yet.
+    """
+    parameters = lookahead.trained_parameters(training.model)
+    optimizer = training.optimizer
+    if optimizer.state and not isinstance(optimizer, torch.optim.SGD):
+        logits = hygiene.silent_forward(training.model, parameters, batch.images, seed=seed, precision=precision)
+        losses, _ = soft_loss(training.rule, logits, batch)
+        gradients = gradient_by_name(losses.mean(), training.model, retain_graph=False)
+        real = lookahead.record(optimizer, parameters, keep_state=keep_state, gradients=gradients)
+        if real.lr:
+            return real
+    plain = SGDRule(lr=1.0, momentum=0.0, dampening=0.0, nesterov=False, weight_decay=0.0, first=True)
+    return LookAhead(dict.fromkeys(parameters, plain))
 
 
 def reference_gradient(model: nn.Module, inner: InnerStep, r: Tensors) -> tuple[Tensor, str]:

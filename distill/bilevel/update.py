@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from distill.bilevel import lookahead
 from distill.bilevel.contract import Tensors
 from distill.bilevel.lookahead import Clip
+from distill.errors import BilevelError
+
+_FIRST_SCALE = 2.0**16  # of the meta loss; torch's own for a training loss, as is the next
+_GROWN_AFTER = 2000  # gradients in a row that did not overflow
+_LEAST_SCALE = 2.0**-16
 
 
 class Update:
@@ -28,6 +33,9 @@ class Update:
         self.clip_norm = clip_norm
         device = next(model.parameters()).device.type
         self.scaler = torch.amp.GradScaler(device) if precision == "float16" else None
+        # Its own: labels that are fitted have small gradients, whose scale grows till the judge's overflow every time.
+        self.meta_scale = _FIRST_SCALE
+        self._sound = 0  # meta gradients since the last overflow
 
     def backward(self, loss: Tensor) -> Clip | None:
         """Fills the gradients for the optimiser's step, and says how they were clipped if they were."""
@@ -64,25 +72,48 @@ class Update:
         return self.scaler.get_scale() >= before
 
     def meta_gradient(self, meta_loss: Tensor, *, retain_graph: bool) -> Tensors | None:
-        """grad L_meta; None when float16's gradients overflowed: these labels are then not judged."""
-        r = gradient_by_name(self._scaled(meta_loss), self.model, retain_graph=retain_graph)
+        """grad L_meta; None when float16's gradients overflowed: these labels are then not judged.
+
+        Raises:
+            BilevelError: it overflows at any scale.
+        """
+        scaled = meta_loss if self.scaler is None else meta_loss * self.meta_scale
+        r = gradient_by_name(scaled, self.model, retain_graph=retain_graph)
         if self.scaler is None or not r:
             return r
-        torch._foreach_mul_(list(r.values()), 1.0 / self.scaler.get_scale())
+        torch._foreach_mul_(list(r.values()), 1.0 / self.meta_scale)
         finite = torch.stack(torch._foreach_norm(list(r.values()), float("inf"))).isfinite().all()
-        return r if finite else None
+        return r if self._counted(bool(finite)) else None
+
+    def _counted(self, finite: bool) -> bool:
+        """Sets the scale of the next meta loss as torch's `GradScaler` would; returns what it was given."""
+        self._sound = self._sound + 1 if finite else 0
+        if not finite:
+            self.meta_scale /= 2
+        elif self._sound == _GROWN_AFTER:
+            self.meta_scale, self._sound = self.meta_scale * 2, 0
+        if self.meta_scale < _LEAST_SCALE:
+            raise BilevelError(
+                "learned labels: the meta gradient overflows in float16 at any scale, so no label is judged",
+                cure='set teacher.precision = "bfloat16" or "float32", or lower teacher.optimizer.lr.',
+            )
+        return finite
 
     def _scaled(self, loss: Tensor) -> Tensor:
         return loss if self.scaler is None else self.scaler.scale(loss)
 
     def state_dict(self) -> dict[str, Any]:
-        """Float16's scale; the optimiser is its owner's to save."""
-        return {} if self.scaler is None else {"scaler": self.scaler.state_dict()}
+        """Float16's scales; the optimiser is its owner's to save."""
+        if self.scaler is None:
+            return {}
+        return {"scaler": self.scaler.state_dict(), "meta_scale": self.meta_scale, "sound": self._sound}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of `state_dict`."""
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
+            # A state from when the two losses shared one scale has none of these.
+            self.meta_scale, self._sound = float(state.get("meta_scale", _FIRST_SCALE)), int(state.get("sound", 0))
 
 
 def gradient_by_name(loss: Tensor, model: nn.Module, *, retain_graph: bool) -> Tensors:

@@ -53,7 +53,7 @@ class History:
             averaged=self.averaged(labels).cpu(),
             indices=table.images.cpu(),
             given=table.given.cpu(),
-            touched=touched.cpu(),
+            touched=(touched if table.still is None else touched & ~table.still).cpu(),
             trajectory=self.trajectory,
         )
 

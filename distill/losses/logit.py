@@ -101,7 +101,8 @@ def standardised(logits: Tensor) -> Tensor:
     std is that of a population, 1/C under the root, as in the paper; its published code divides by C - 1, which is the
     same loss at a temperature of sqrt(C / (C - 1)) times ours, .5 % more at C = 100. The standard deviation is kept
     above 1e-6: a row that is constant up to this becomes (nearly) 0 and its gradient stays finite. Differentiable in
-    the logits. A row's value does not depend on its batch. Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge
+    the logits. A row's value does not depend on its batch. **Two classes** teach nothing: they are 1 and -1 whatever z.
+    Sun, Ren, Li, Wang, Cao, "Logit Standardization in Knowledge
     Distillation", arXiv 2403.01427, algorithm 1.
 
     Args:

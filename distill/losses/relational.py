@@ -25,7 +25,7 @@ def dist(
     the batch's value, so that the mean over images is the paper's loss. A row or column counts as constant where its
     centred norm is below 1e-8 (or below its own rounding errors): its r is 0 and it has no gradient. So it is with all
     columns of a batch of one image and, where C = 1, with all rows. Above that the gradient grows as 1/norm, since r
-    does not see how far a row is from being constant.
+    does not see how far a row is from being constant. With two classes r of a row is 1 or -1 and has no gradient.
 
     r does not change when p becomes a p + b with a > 0; that is a claim about probabilities, not about logits. Rows
     that remain distributions are (1 - m) p + m/C: the loss does not change when one m is shared by the batch, and the

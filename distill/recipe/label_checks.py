@@ -150,10 +150,11 @@ def _rows(labels: LabelsRecipe, learned: Sequence[str]) -> Iterator[str]:
             f'[teacher.labels] momentum: found {labels.momentum:g} with optimizer = "{labels.optimizer}", which has '
             'none, or moments of its own; leave it out, or set optimizer = "sgd"'
         )
-    if labels.divergence == "reverse" and labels.estimator == "unrolled":
+    if labels.estimator == "unrolled" and (labels.divergence == "reverse" or labels.answer_entropy):
+        beside = 'divergence = "reverse"' if labels.divergence == "reverse" else "answer_entropy"
         yield (
-            '[teacher.labels] estimator: found "unrolled" with divergence = "reverse", but it unrolls a step of the '
-            'forward one; expected "auto"'
+            f'[teacher.labels] estimator: found "unrolled" with {beside}, but it unrolls a step of plain soft '
+            'cross-entropy; expected "auto"'
         )
     if 0 < labels.meta_loss_q < _LEAST_Q:
         yield (

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from distill.errors import RecipeError
 from distill.models import zoo
-from distill.recipe.losses import HARD_RULES, settle
+from distill.recipe.losses import HARD_RULES, LossRecipe, in_use, settle
 from distill.recipe.schema import Recipe
 from distill.recipe.student_checks import label_rule
 from distill.stages.common import fit_model
@@ -37,7 +38,12 @@ def settle_student(
         channels: of the images.
         image_size: H = W, in pixels.
         classes: C.
+
+    Raises:
+        RecipeError: a loss teaches nothing with so few classes.
+        ModelError: the teacher, which the student is to be smaller than, cannot be fitted.
     """
+    _refuse_two_classes(recipe.student.loss, classes)
     student, reasons = recipe.student, []
     if not student.model:
         name, reason = _model(recipe, channels, image_size, classes)
@@ -48,6 +54,17 @@ def settle_student(
     settled = settle(student.loss, rule, student.epochs)
     student = student.model_copy(update={"loss": settled.loss})
     return SettledRecipe(recipe.model_copy(update={"student": student}), (*reasons, *settled.reasons))
+
+
+def _refuse_two_classes(loss: LossRecipe, classes: int) -> None:
+    for name, term, _ in in_use(loss):
+        if term.standardise and classes == 2:
+            place = "[student.loss]" if term is loss else f"[student.loss.plus.{name}]"
+            raise RecipeError(
+                f"{place} standardise: found true with images of two classes, whose logits then are 1 and -1 whatever "
+                "the network says, so that nothing is taught",
+                cure="leave it out.",
+            )
 
 
 def _model(recipe: Recipe, channels: int, image_size: int, classes: int) -> tuple[str, str]:

@@ -186,6 +186,14 @@ class FrozenInstanceNorm(Net):
         return self
 
 
+class TrackingInstanceNorm(Net):
+    """Instance normalisation that moves running statistics in train mode, though it normalises by an image's own."""
+
+    def __init__(self) -> None:
+        norm = nn.InstanceNorm2d(4, affine=True, track_running_stats=True)
+        super().__init__(nn.Conv2d(CHANNELS, 4, 3), norm, nn.SiLU(), nn.Flatten(), nn.Linear(144, C))
+
+
 class Replacing(nn.Module):
     """Gives its buffer away for a new tensor in every forward pass."""
 
@@ -223,6 +231,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 # Layers that read what they move, replace it, or stand still among others that train.
 ODD_BUFFERS: dict[str, Callable[[], nn.Module]] = {
     "frozen-instance-norm": FrozenInstanceNorm,
+    "tracking-instance-norm": TrackingInstanceNorm,
     "replaced-buffer": replaced_buffer_net,
     "spectral-norm": spectral_norm_net,
 }

@@ -337,6 +337,15 @@ def test_law_5_no_trace_is_left_in_a_buffer_that_is_replaced() -> None:
     assert everything(judged) == before
 
 
+@pytest.mark.parametrize("network", cases.ODD_BUFFERS)
+def test_law_5_no_trace_is_left_in_odd_buffers(network: str) -> None:
+    judged = cases.judged(Setting(network))
+    before = everything(judged)
+    for name in ("one-sided", "unrolled"):
+        estimate(name, judged)
+    assert everything(judged) == before
+
+
 # Law 6: the training forward alone moves buffers, and training is undisturbed
 
 

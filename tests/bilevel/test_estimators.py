@@ -7,7 +7,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from distill.bilevel import lookahead
+from distill.bilevel.forward_mode import ForwardMode
+from distill.bilevel.probe import agreement, choose_estimator
+from distill.bilevel.step import PlainStep, Training
+from distill.bilevel.targets import meta_loss, soft_loss
+from distill.data.loader import Batch
+from distill.labels.learned import Learned
+from distill.labels.tables import class_table
 from distill.losses.soft import soft_cross_entropy
 from tests.bilevel import cases
 
@@ -31,6 +40,55 @@ def test_the_rule_restates_the_real_optimiser(optimizer: str, warm: int) -> None
     slow = torch.autograd.grad(sum((after[n] * r[n]).sum() for n in r), [g[n] for n in r])
     for expected, found in zip(slow, inner.look_ahead.pull_back(r).values(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-14)
+
+
+BLOBS = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
+
+
+def blobs(number: int) -> Batch:
+    """Points around five centres."""
+    g = torch.Generator().manual_seed(number)
+    given, rows = torch.randint(0, 5, (32,), generator=g), torch.arange(32)
+    return Batch(rows, BLOBS[given] + 1.5 * torch.randn(32, 32, generator=g), given, rows, torch.zeros_like(rows))
+
+
+def test_adamw_looks_past_units_that_no_batch_has_lit() -> None:
+    """Adam's step depends 10^4 times as much on a gradient that was always 0, if the meta batch has any there.
+
+    Such elements are nearly all of the direction and change nothing, so that a finite difference along it, chosen along
+    a plain step's direction, had a cosine of .06 with the derivative and ten times its size.
+    """
+    torch.manual_seed(0)
+    layers = (nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 5))
+    model = nn.Sequential(*layers).train()
+    nn.init.constant_(layers[0].bias, -2.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    rule = Learned(class_table(5, 0.9, torch.device("cpu")), step=1.0)
+    training = Training(model, optimizer, rule, seed=1)
+    for number in range(30):
+        PlainStep(training)(blobs(number), number, learn=False)
+    estimator, report = choose_estimator("auto", training, blobs(900), blobs(901))
+    assert "one-sided" in report
+    for number in range(30, 34):
+        batch, meta = blobs(number), blobs(number + 1000)
+        logits = training.forward(batch, number)
+        losses, target = soft_loss(rule, logits, batch)
+        clip = training.update.backward(losses.mean())
+        inner = training.record(batch, number, logits, target.labels, clip, keep_state=False)
+        training.update.step()
+        judged = meta_loss(model(meta.images), meta, 0.0).mean()
+        r = training.update.meta_gradient(judged, retain_graph=False)
+        cosine, scale = agreement(estimator(model, inner, r), ForwardMode()(model, inner, r))
+        assert cosine > 0.999
+        assert scale == pytest.approx(1, abs=0.01)
+
+
+def test_a_parameter_without_a_gradient_has_no_rule() -> None:
+    model = nn.ModuleDict({"used": nn.Linear(2, 2), "idle": nn.Linear(2, 2)})
+    optimizer = torch.optim.AdamW(model.parameters())
+    model["used"](torch.ones(1, 2)).sum().backward()
+    found = lookahead.record(optimizer, lookahead.trained_parameters(model), keep_state=False)
+    assert set(found.rules) == {"used.weight", "used.bias"}
 
 
 def test_soft_cross_entropy_is_linear_in_the_labels() -> None:

@@ -15,6 +15,7 @@ from distill.bilevel.label_step import LabelStep
 from distill.bilevel.probe import agreement, choose_estimator, trial_step
 from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
 from distill.data.loader import Batch
+from distill.errors import BilevelError
 from distill.labels.learned import Learned
 from distill.labels.tables import instance_table
 from tests.bilevel import cases
@@ -107,15 +108,59 @@ def test_a_skipped_step_moves_no_label_and_no_weight(meta: str) -> None:
 
 
 def test_a_meta_gradient_that_overflows_judges_nothing() -> None:
-    """Next-batch: the labels of the batch before keep their place; the step itself is skipped as well."""
+    """The labels keep their place, and are judged again once the scale has come down."""
     made = training("float16")
     step = step_of(made, "next-batch")
     step(batch_of(0), 0, learn=True)
     before = everything(made)
-    rescale(made, 2.0**60)
+    made.update.meta_scale = 2.0**28
     step(batch_of(1), 1, learn=True)
     assert torch.equal(before["phi"], everything(made)["phi"])
+    assert made.update.meta_scale == 2.0**27
+    for number in range(2, 20):
+        step(batch_of(number), number, learn=True)
     step.check()
+    assert not torch.equal(before["phi"], everything(made)["phi"])
+
+
+def judged(made: Training) -> tuple[bool, float]:
+    """Whether a judgement of today's network came about, and the size of its gradient."""
+    batch = batch_of(1)
+    loss = torch.nn.functional.cross_entropy(made.forward(batch, 0).float(), batch.given)
+    r = made.update.meta_gradient(loss, retain_graph=False)
+    return r is not None, 0.0 if r is None else float(torch.stack([t.norm() for t in r.values()]).norm())
+
+
+def test_the_judge_has_a_scale_of_its_own() -> None:
+    """Fitted labels have small gradients: the training loss's scale grows till nothing would be judged any more."""
+    made = training("float16")
+    expected = judged(made)
+    rescale(made, 2.0**40)
+    assert judged(made) == expected
+    assert expected[0]
+
+
+def test_the_judge_s_scale_grows_like_torch_s() -> None:
+    made = training("float16")
+    first = made.update.meta_scale
+    for _ in range(2000):
+        made.update._counted(True)
+    assert made.update.meta_scale == 2 * first
+    assert made.update._counted(False) is False
+    assert made.update.meta_scale == first
+    assert made.update.state_dict()["sound"] == 0
+
+
+def test_a_meta_gradient_that_is_never_finite_is_an_error() -> None:
+    made = training("float16")
+
+    def judge() -> None:
+        for _ in range(100):
+            made.update.meta_gradient(made.forward(batch_of(0), 0).float().sum() * torch.inf, retain_graph=False)
+
+    with pytest.raises(BilevelError, match="overflows in float16 at any scale") as refused:
+        judge()
+    assert "bfloat16" in refused.value.cure
 
 
 @pytest.mark.parametrize("meta", ["held-out", "next-batch"])

@@ -92,6 +92,10 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
         "[teacher.labels] estimator",
     ),
     (
+        (*LEARNED, "teacher.labels.answer_entropy=0.4", "teacher.labels.estimator=unrolled"),
+        "[teacher.labels] estimator",
+    ),
+    (
         (*LEARNED, "teacher.labels.pulls.answers=0.2", "teacher.labels.parametrisation=projected"),
         "[teacher.labels.pulls]",
     ),

@@ -286,6 +286,21 @@ def test_an_untrained_teacher_is_a_control(tiny) -> None:
         run_teacher(tiny("teacher.epochs=0"), ignore)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "place"),
+    [
+        (("student.loss.standardise=true",), "[student.loss]"),
+        (("student.loss.name=dkd", "student.loss.plus.kd.standardise=true"), "[student.loss.plus.kd]"),
+    ],
+)
+def test_two_standardised_classes_teach_nothing(tiny, overrides: tuple[str, ...], place: str) -> None:
+    recipe = tiny(*overrides)
+    with pytest.raises(RecipeError, match="images of two classes") as refused:
+        settle_student(recipe, channels=1, image_size=8, classes=2)
+    assert refused.value.message.startswith(f"{place} standardise: found true")
+    settle_student(recipe, channels=1, image_size=8, classes=3)
+
+
 def test_a_student_that_nobody_chose_has_a_quarter_of_the_teacher(tiny) -> None:
     for model, side, expected in (("resnet20", 8, "resnet8"), ("resnet18", 32, "resnet8x4"), ("resnet50", 224, None)):
         recipe = tiny(f"teacher.model={model}", 'student.model=""')
