@@ -20,7 +20,7 @@ def soft_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         [B], in nats; the caller reduces.
     """
-    return -(labels * torch.log_softmax(_wide(logits), dim=-1)).sum(-1)
+    return -(labels * torch.log_softmax(wide(logits), dim=-1)).sum(-1)
 
 
 def soft_cross_entropy_rows(logits: Tensor, phi: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,14 +36,14 @@ def soft_cross_entropy_rows(logits: Tensor, phi: Tensor, rows: Tensor) -> tuple[
     Returns:
         The loss [B] in nats, and the labels y [B, C].
     """
-    labels = torch.softmax(_wide(phi[rows]).detach(), dim=-1)
-    log_probabilities = torch.log_softmax(_wide(logits), dim=-1)
+    labels = torch.softmax(wide(phi[rows]).detach(), dim=-1)
+    log_probabilities = torch.log_softmax(wide(logits), dim=-1)
     return -torch.where(labels == 0, 0, labels * log_probabilities).sum(-1), labels
 
 
 def soft_cross_entropy_gradient(logits: Tensor, labels: Tensor) -> Tensor:
     """d loss_i / d z_ic = softmax(z)_ic - y_ic, for labels that sum to one: [B, C], [B, C] -> [B, C]."""
-    return torch.softmax(_wide(logits), dim=-1) - labels
+    return torch.softmax(wide(logits), dim=-1) - labels
 
 
 def row_gradient(labels: Tensor, derivative: Tensor, scale: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ def row_gradient(labels: Tensor, derivative: Tensor, scale: Tensor) -> Tensor:
     Returns:
         [B, C]; every row sums to zero.
     """
-    y, a = _wide(labels), _wide(derivative)
+    y, a = wide(labels), wide(derivative)
     gradient = y * (a - (y * a).sum(-1, keepdim=True))
     return gradient * scale.to(gradient.dtype)
 
@@ -77,7 +77,7 @@ def combine_repeats(rows: Tensor, gradient: Tensor, *, mean: bool) -> Tensor:
         [B, C], float32 at least, in the batch's order. Repeats are added in the batch's order too, except on CUDA,
         where torch adds them in any order unless `torch.use_deterministic_algorithms` is on.
     """
-    gradient = _wide(gradient)
+    gradient = wide(gradient)
     ranked, order = torch.sort(rows, stable=True)
     starts = torch.ones_like(ranked)
     starts[1:] = ranked[1:] != ranked[:-1]
@@ -116,9 +116,9 @@ def sgd_rows_(
     g = combine_repeats(rows, gradient, mean=mean)
     if momentum > 0:
         assert buffer is not None
-        g = _wide(buffer[rows]) * momentum + g
+        g = wide(buffer[rows]) * momentum + g
         buffer[rows] = g.to(buffer.dtype)
-    phi[rows] = (_wide(phi[rows]) - step.to(g.dtype) * g).to(phi.dtype)
+    phi[rows] = (wide(phi[rows]) - step.to(g.dtype) * g).to(phi.dtype)
     touched.index_fill_(0, rows, True)  # `touched[rows] = True` copies the value to a GPU, and waits
 
 
@@ -157,8 +157,8 @@ def adam_rows_(
     g = combine_repeats(rows, gradient, mean=mean)
     b1, b2 = betas
     t = steps[rows] + 1
-    m = b1 * _wide(first[rows]) + (1 - b1) * g
-    v = b2 * _wide(second[rows]) + (1 - b2) * g.square()
+    m = b1 * wide(first[rows]) + (1 - b1) * g
+    v = b2 * wide(second[rows]) + (1 - b2) * g.square()
     # 1 - b^t in float64: in float32 it loses four digits at b = .999 and t = 1.
     correction1 = (1 - b1 ** t.double()).to(g.dtype).unsqueeze(1)
     correction2 = (1 - b2 ** t.double()).to(g.dtype).unsqueeze(1)
@@ -166,9 +166,10 @@ def adam_rows_(
     steps[rows] = t
     first[rows] = m.to(first.dtype)
     second[rows] = v.to(second.dtype)
-    phi[rows] = (_wide(phi[rows]) - step.to(g.dtype) * change).to(phi.dtype)
+    phi[rows] = (wide(phi[rows]) - step.to(g.dtype) * change).to(phi.dtype)
     touched.index_fill_(0, rows, True)  # `touched[rows] = True` copies the value to a GPU, and waits
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def wide(tensor: Tensor) -> Tensor:
+    """Half precision as float32, everything else as it is."""
     return tensor.float() if tensor.itemsize < 4 else tensor

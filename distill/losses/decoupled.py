@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from distill.losses.logit import divergence, log_probabilities, wide
+from distill.kernels.reference import wide
+from distill.losses.logit import divergence, log_probabilities
 
 
 def dkd(

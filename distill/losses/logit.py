@@ -16,6 +16,8 @@ import math
 import torch
 from torch import Tensor
 
+from distill.kernels.reference import wide
+
 SMALLEST_DEVIATION = 1e-6  # of a row of logits: below it the row counts as constant
 
 
@@ -118,11 +120,6 @@ def standardised(logits: Tensor) -> Tensor:
     z = z - z.mean(-1, keepdim=True)
     variance = z.square().mean(-1, keepdim=True)
     return z * variance.clamp(min=SMALLEST_DEVIATION**2).rsqrt()
-
-
-def wide(logits: Tensor) -> Tensor:
-    """Half precision as float32, everything else as it is."""
-    return logits.float() if logits.itemsize < 4 else logits
 
 
 def log_probabilities(logits: Tensor, temperature: float | Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from distill.losses.logit import divergence, log_probabilities, wide
+from distill.kernels.reference import wide
+from distill.losses.logit import divergence, log_probabilities
 
 SMALLEST_NORM = 1e-8  # of centred probabilities: below it a row or a column counts as constant
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.kernels import reference
-from distill.losses.logit import kd, log_probabilities, wide
+from distill.kernels.reference import wide
+from distill.losses.logit import kd, log_probabilities
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.kernels.reference import wide
 from distill.losses import decoupled, logit, relational, soft, transformed
 from tests.losses import oracles
 
@@ -143,7 +144,7 @@ CASES: dict[str, Case] = {
     ),
     "soft cross-entropy": Case(
         "soft.soft_cross_entropy",
-        lambda s, t, y: soft.soft_cross_entropy(s, torch.softmax(logit.wide(t.detach()), -1)),
+        lambda s, t, y: soft.soft_cross_entropy(s, torch.softmax(wide(t.detach()), -1)),
         oracles.soft_cross_entropy,
     ),
     "label smoothing": Case(
@@ -177,7 +178,6 @@ CASES: dict[str, Case] = {
 # Public names of the modules that are no losses, and where they are tested.
 OTHERS = {
     "logit.standardised": "in lskd; test_laws.py",
-    "logit.wide": "in every loss; test_finite.py",
     "logit.log_probabilities": "in every loss",
     "logit.divergence": "in every loss",
     "learned_temperature.reversal_strength": "test_learned_temperature.py",
