@@ -118,7 +118,8 @@ def build_network(
 def write_selected(model: nn.Module, stage: StageRecipe, run: Path) -> dict[str, str]:
     """Settles which weights the stage goes on with, loads them into the model and writes the others beside.
 
-    model.safetensors is for the caller to write. best.safetensors is there already where there are validation images;
+    model.safetensors is for the caller to write. best.safetensors is there already where there are validation images,
+    and only there: training removes another's when it begins (`BestWeights.forget`).
     last.safetensors is written when the best epoch is the one to go on with.
 
     Returns:

@@ -50,6 +50,20 @@ class BestWeights:
         except OSError as error:
             raise mendable(self.path, "written", error) from error
 
+    def forget(self) -> None:
+        """Removes those of an earlier training, those that wait too: training begins, or has had no best epoch yet.
+
+        Whatever lies there would be recorded as what this training wrote.
+
+        Raises:
+            StoreError: they cannot be removed.
+        """
+        for path in (self.path, self.coming):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise mendable(path, "removed", error) from error
+
     def restore(self, sha256: str) -> None:
         """After a kill: keeps what the state names, forgets what it does not know yet.
 

@@ -150,6 +150,7 @@ def fit(task: Task, plan: Plan, listener: Listener, metrics_file: MetricsFile) -
 
 def _untrained(task: Task, plan: Plan, listener: Listener) -> dict[str, float]:
     """The scores of the initial weights, a control: much of what distillation gains needs no knowledge."""
+    plan.best_weights.forget()
     listener(StageStarted(plan.stage, str(plan.run), 0, plan.steps, 0, 0))
     began = time.monotonic()
     metrics = task.end_epoch(0) | _validation(task, plan) | _test(task, plan) | {"epoch": 0.0}
@@ -318,6 +319,7 @@ def _lay_out(optimizer: torch.optim.Optimizer) -> None:
 
 def _restore(task: Task, plan: Plan) -> Progress:
     if not plan.state.exists():
+        plan.best_weights.forget()
         return Progress()
     state = load_state(plan.state)
     cure = f"delete {plan.state} to start this stage again."
@@ -333,5 +335,8 @@ def _restore(task: Task, plan: Plan) -> Progress:
         raise StoreError(f"{plan.state}: this resume state does not fit: {error}", cure=cure) from error
     # A state that is older than `told` has its losses from every step.
     progress.told = progress.told or dict.fromkeys(progress.sums, progress.step)
-    plan.best_weights.restore(progress.best_sha256)
+    if progress.best:
+        plan.best_weights.restore(progress.best_sha256)
+    else:
+        plan.best_weights.forget()
     return progress

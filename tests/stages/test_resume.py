@@ -387,6 +387,28 @@ def test_a_kill_around_the_state_leaves_the_best_weights_that_it_names(tiny, mon
     assert not list((resumed.folder / "state").iterdir())
 
 
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_an_earlier_trainings_best_weights_are_not_recorded_as_this_ones(tiny, epochs: int) -> None:
+    """As a killed training leaves them, whose state was deleted for another recipe of the same name."""
+    recipe = tiny("data.validation=0", f"teacher.epochs={epochs}", "teacher.labels.rule=onehot")
+    folder = Path(recipe.checkpoints) / recipe.name
+    leftovers = [folder / "best.safetensors", folder / "state/teacher-best.safetensors"]
+    for path in leftovers:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"another's")
+    run = train_teacher(recipe, ignore)
+    assert "best.safetensors" not in run.record.stages["teacher"].files
+    assert not any(path.exists() for path in leftovers)
+
+
+def test_a_state_without_a_best_epoch_leaves_no_earlier_best_weights(tiny) -> None:
+    recipe = tiny("data.validation=0", "teacher.epochs=1")
+    with pytest.raises(Interrupted):
+        train_teacher(recipe, StopAt("teacher", 0, 1))
+    (Path(recipe.checkpoints) / recipe.name / "best.safetensors").write_bytes(b"another's")
+    assert "best.safetensors" not in train_teacher(recipe, ignore).record.stages["teacher"].files
+
+
 def test_two_processes_do_not_share_a_run(tiny) -> None:
     from distill.report.runs import locked
 
