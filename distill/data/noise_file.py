@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import DataError
+from distill.recipe.base import expanded
 
 _FORMATS = "Give a .npy file of integers, one for each image, or a .csv file with the columns index,label."
 
@@ -34,7 +35,7 @@ def read_noise_file(file: str, true: Tensor, classes: tuple[str, ...], test_star
     """
     if not file:
         raise DataError("data.noise.file is empty", cure=_FORMATS)
-    path = Path(file).expanduser()
+    path = expanded(file, "data.noise.file", DataError)
     if not path.is_file():
         raise DataError(f"data.noise.file: {path} is not there", cure=_FORMATS)
     if path.suffix.lower() == ".npy":

@@ -16,6 +16,7 @@ from distill.data.folder import DEFAULT_SIZE, open_folder
 from distill.data.idx import DEBIAN_FOLDER, fashion_cure, find_fashion, read_fashion
 from distill.data.memory import open_digits
 from distill.errors import DataError
+from distill.recipe.base import expanded
 from distill.recipe.schema import DataRecipe
 
 DEFAULT_ROOT = Path("data")
@@ -103,7 +104,7 @@ def open_source(recipe: DataRecipe, *, progress: Progress | None = None, quick: 
     if recipe.source == "folder":
         if not recipe.root:
             raise DataError("data.root is empty", cure="Name the folder of images in data.root.")
-        root, size = Path(recipe.root).expanduser(), recipe.image_size or DEFAULT_SIZE
+        root, size = _root(recipe), recipe.image_size or DEFAULT_SIZE
         return open_folder(root, size, recipe.unreadable, progress=progress, quick=quick)
     if recipe.source == "fashion-mnist":
         return _open_fashion(recipe)
@@ -111,8 +112,12 @@ def open_source(recipe: DataRecipe, *, progress: Progress | None = None, quick: 
 
 
 def _root(recipe: DataRecipe) -> Path:
-    """Where torchvision's files are, or go."""
-    return Path(recipe.root).expanduser() if recipe.root else DEFAULT_ROOT
+    """Where the images are; torchvision's files lie, or go, in a folder of our own where none is named.
+
+    Raises:
+        DataError: in the home of a user that nobody knows.
+    """
+    return expanded(recipe.root, "data.root", DataError) if recipe.root else DEFAULT_ROOT
 
 
 def _download(name: str, folder: Path, files: list[tuple[str, str, str]], cure: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.errors import RecipeError
+from distill.recipe.base import expanded
 from distill.recipe.load import load_recipe, override, parse_recipe
 from distill.recipe.schema import ImportedRecipe, Recipe, TeacherRecipe
 
@@ -18,10 +19,14 @@ _SETTABLE = ("teacher.imported.mean", "teacher.imported.std", "teacher.imported.
 
 
 def is_elsewhere(text: str) -> bool:
-    """Whether `--teacher` means weights from elsewhere (timm:NAME, local-dir:FOLDER, a file) and not a run folder."""
+    """Whether `--teacher` means weights from elsewhere (timm:NAME, local-dir:FOLDER, a file) and not a run folder.
+
+    Raises:
+        RecipeError: it is in the home of a user that nobody knows.
+    """
     if text.startswith((TIMM, LOCAL_DIR)):
         return True
-    path = Path(text)
+    path = expanded(text, "--teacher", RecipeError)
     return not path.is_dir() and (path.is_file() or text.lower().endswith((SAFETENSORS, *PICKLED)))
 
 
@@ -53,7 +58,7 @@ def import_recipe(text: str, path: Path | None, overrides: Sequence[str]) -> Rec
 
 def _run_name(text: str) -> str:
     """`resnet18` of timm:resnet18, the folder's name, or the file's stem; `model.safetensors` goes by its folder."""
-    path = Path(text.removeprefix(TIMM).removeprefix(LOCAL_DIR))
+    path = expanded(text.removeprefix(TIMM).removeprefix(LOCAL_DIR), "--teacher", RecipeError)
     name = path.name.removesuffix(SAFETENSORS)
     if not text.startswith((TIMM, LOCAL_DIR)) and name == "model":
         name = path.absolute().parent.name

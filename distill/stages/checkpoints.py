@@ -15,6 +15,7 @@ from typing import Any, Literal
 from distill.errors import ModelError, StoreError
 from distill.models.foreign import Foreign, bare, described_by, published
 from distill.models.weights import fetch_weights
+from distill.recipe.base import expanded
 from distill.recipe.importing import LOCAL_DIR, PICKLED, SAFETENSORS, TIMM
 from distill.store.atomic import check_regular, read_json
 from distill.store.tensors import read_tensors
@@ -71,7 +72,7 @@ def find_checkpoint(text: str, model: str | None, arguments: Mapping[str, Any]) 
 
     Raises:
         ModelError: the network is unknown, not named, or named twice.
-        StoreError: no such file, or a pickled one.
+        StoreError: no such file, or a pickled one, or in the home of a user that nobody knows.
     """
     is_file = not text.startswith((TIMM, LOCAL_DIR))
     if not is_file and (model is not None or arguments):
@@ -83,13 +84,13 @@ def find_checkpoint(text: str, model: str | None, arguments: Mapping[str, Any]) 
         network = published(text.removeprefix(TIMM))
         return Checkpoint(f"{TIMM}{network.architecture}", network, "published")
     if text.startswith(LOCAL_DIR):
-        folder = Path(text.removeprefix(LOCAL_DIR)).expanduser()
+        folder = expanded(text.removeprefix(LOCAL_DIR), LOCAL_DIR.rstrip(":"), StoreError)
         if not folder.is_dir():
             raise StoreError(f"{folder}: no such folder", cure="Name a folder with config.json and model.safetensors.")
         config = folder / "config.json"
         network = described_by(read_json(config), str(config))
         return Checkpoint(text, network, "folder", _weights_in(folder))
-    path = Path(text).expanduser()
+    path = expanded(text, "--teacher", StoreError)
     check_regular(path)
     _refuse_pickle(path)
     if model is None:

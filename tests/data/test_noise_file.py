@@ -139,3 +139,9 @@ def test_which_files_are_taken(tmp_path: Path, name: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         read_noise_file(str(tmp_path / name) if name else "", TRUE, CLASSES, None)
     assert "index,label" in caught.value.cure
+
+
+def test_a_home_that_nobody_knows() -> None:
+    with pytest.raises(DataError, match="no home folder of ~nosuchuser is known here") as caught:
+        read_noise_file("~nosuchuser/x.csv", TRUE, CLASSES, None)
+    assert "from / on" in caught.value.cure

@@ -61,6 +61,8 @@ def test_nothing_is_downloaded_unless_asked(tmp_path: Path, monkeypatch: pytest.
         ({"source": "fashion-mnist", "image_size": 16}, "data.image_size"),
         ({"source": "folder"}, "data.root is empty"),
         ({"source": "folder", "root": "/no/such/folder"}, "/no/such/folder"),
+        ({"source": "folder", "root": "~nosuchuser/x"}, "data.root: found '~nosuchuser/x'"),
+        ({"source": "cifar10", "root": "~nosuchuser/x"}, "data.root: found '~nosuchuser/x'"),
     ],
 )
 def test_fields_without_a_use_are_refused(fields: dict[str, object], message: str) -> None:

@@ -24,7 +24,7 @@ from torch import nn
 from distill.cli import entry
 from distill.data.loader import ImageData, open_data
 from distill.data.views import make_views
-from distill.errors import UserError
+from distill.errors import StoreError, UserError
 from distill.recipe.importing import import_recipe
 from distill.recipe.load import load_recipe
 from distill.recipe.schema import Recipe, ViewsRecipe
@@ -371,6 +371,12 @@ def test_a_pickled_file_is_not_opened(recipe, tmp_path: Path, suffix: str) -> No
         patched.setattr(torch, "load", None)
         with pytest.raises(UserError, match="was not opened"):
             find_checkpoint(str(path), "resnet8", {})
+
+
+@pytest.mark.parametrize("text", ["local-dir:~nosuchuser/x", "~nosuchuser/x.safetensors"])
+def test_a_home_that_nobody_knows(text: str) -> None:
+    with pytest.raises(StoreError, match="no home folder of ~nosuchuser is known here"):
+        find_checkpoint(text, "resnet8" if text.startswith("~") else None, {})
 
 
 def test_the_cure_for_a_pickled_file_works(recipe, tmp_path: Path) -> None:
