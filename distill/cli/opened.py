@@ -42,11 +42,16 @@ def found_folder(text: str) -> Path:
     """A run's name, a path, or where nothing is there, a name under the checkpoints folder; else it stays as it is.
 
     Not `found_run`: what is checked may be no run, and a file is nothing to be imported.
+
+    Raises:
+        RunError: the name is empty, or `~` in it cannot be spelled out.
     """
+    from distill.report.runs import given_path
+
+    path, named = given_path(text), Path("checkpoints") / text
     if run := named_run(text):
         return run
-    named = Path("checkpoints") / text
-    return named if not Path(text).exists() and named.is_dir() else Path(text)
+    return named if not path.exists() and named.is_dir() else path
 
 
 def teacher_run(text: str, overrides: list[str]) -> tuple[Run, Recipe]:

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from distill.errors import RecipeError, RunError
+from distill.recipe.base import expanded
 from distill.recipe.importing import is_elsewhere
 from distill.recipe.load import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe
@@ -206,10 +207,14 @@ def open_run(folder: Path) -> Run:
 
 
 def find_run(text: str, checkpoints: Path) -> Path:
-    """The folder that `--teacher RUN` means: a path, or the name of a run under the checkpoints folder."""
+    """The folder that `--teacher RUN` means: a path, or the name of a run under the checkpoints folder.
+
+    Raises:
+        RunError: there is none, or no name was given.
+    """
     if run := run_named(text, checkpoints):
         return run
-    path, named = Path(text), checkpoints / text
+    path, named = given_path(text), checkpoints / text
     if path.is_dir():
         return path
     if named.is_dir():
@@ -222,6 +227,21 @@ def find_run(text: str, checkpoints: Path) -> Path:
             cure=f"import it first: `distill export --teacher {text}` names the run folder.",
         )
     raise RunError(f"{text}: no such run folder", cure=_known_runs(checkpoints))
+
+
+def given_path(text: str) -> Path:
+    """The path that a run was named by, with `~` spelled out.
+
+    Raises:
+        RunError: it is empty, which would mean the current folder and is a script's unset variable; or it is in the
+            home of a user that nobody knows.
+    """
+    if not text:
+        raise RunError(
+            "RUN: found an empty name, expected a folder or the name of a run",
+            cure="name one; . is the current folder.",
+        )
+    return expanded(text, "RUN", RunError)
 
 
 def run_named(text: str, checkpoints: Path) -> Path | None:

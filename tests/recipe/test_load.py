@@ -119,6 +119,20 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path: Path) -> Non
     assert (load_recipe(path).seed, load_recipe(path).teacher.epochs) == (3, 2)
 
 
+def test_home_is_spelled_out_where_runs_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = parse_recipe('checkpoints = "~/runs"\n[student]\nmore_teachers = ["~/runs/a", "b"]', WHERE)
+    assert (recipe.checkpoints, recipe.student.more_teachers) == ("/home/me/runs", ("/home/me/runs/a", "b"))
+    assert override(recipe, ["checkpoints=~/other"]).checkpoints == "/home/me/other"
+    assert override(recipe, ["checkpoints=./~"]).checkpoints == "./~"
+    assert lines('checkpoints = "~nosuchuser/x"', "student.more_teachers=~nosuchuser,b") == [
+        f"{WHERE}: checkpoints: found '~nosuchuser/x', but no home folder of ~nosuchuser is known here, "
+        "expected a whole path",
+        "override student.more_teachers=~nosuchuser,b: [student] more_teachers: found '~nosuchuser', but no home "
+        "folder of ~nosuchuser is known here, expected a whole path",
+    ]
+
+
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     huge, latin, pipe = tmp_path / "huge.toml", tmp_path / "latin.toml", tmp_path / "pipe.toml"
     huge.write_bytes(b"#" * (LARGEST_FILE + 1))

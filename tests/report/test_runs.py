@@ -29,6 +29,15 @@ def test_a_name_is_a_runs_before_it_is_another_folders(tmp_path: Path, monkeypat
         find_run("nobody", checkpoints)
 
 
+def test_a_name_may_begin_at_home_and_may_not_be_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "runs/a").mkdir(parents=True)
+    assert find_run("~/runs/a", Path("checkpoints")) == tmp_path / "runs/a"
+    for text in ("", "~nosuchuser/runs/a"):
+        with pytest.raises(RunError, match="RUN: found"):
+            find_run(text, Path("checkpoints"))
+
+
 @pytest.mark.parametrize("wrong", ["17.0", "-0.1"])
 def test_an_accuracy_that_is_no_share_is_damage(tmp_path: Path, wrong: str) -> None:
     run = make_run(tmp_path, Recipe(name="r"), kind="teacher", begun="0")
