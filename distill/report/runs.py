@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,6 +22,7 @@ from distill.recipe.load import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe
 from distill.store.atomic import (
     is_temporary,
+    mendable,
     parse_json,
     read_json,
     sha256_of,
@@ -261,9 +262,14 @@ def _known_runs(folder: Path) -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps a second process out of a run folder; the lock ends with the process, however it ends."""
+    """Keeps a second process out of a run folder; the lock ends with the process, however it ends.
+
+    Raises:
+        RunError: another process is at work there.
+        StoreError: the folder cannot be written to, or the lock not be opened.
+    """
     writable_folder(folder)
-    with (folder / ".lock").open("a") as handle:
+    with _opened_lock(folder / ".lock") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -273,6 +279,19 @@ def locked(folder: Path) -> Iterator[None]:
             ) from error
         _sweep(folder)
         yield
+
+
+def _opened_lock(path: Path) -> IO[str]:
+    """The file to lock. One that another user made may only be read, which is enough for flock.
+
+    Not read-only whenever it is there: NFS locks exclusively only what is open for writing.
+    """
+    try:
+        with suppress(PermissionError):
+            return path.open("a")
+        return path.open()
+    except OSError as error:
+        raise mendable(path, "read", error) from error
 
 
 def _sweep(folder: Path) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from distill.errors import RunError
 from distill.recipe.schema import Recipe
-from distill.report.runs import RECORD, find_run, make_run, open_run
+from distill.report.runs import RECORD, find_run, locked, make_run, open_run
 
 
 def test_a_name_is_a_runs_before_it_is_another_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +30,23 @@ def test_a_name_is_a_runs_before_it_is_another_folders(tmp_path: Path, monkeypat
     assert find_run("pets", checkpoints) == Path("pets")
     with pytest.raises(RunError, match="nobody: no such run folder"):
         find_run("nobody", checkpoints)
+
+
+def test_another_users_lock_is_locked_though_it_may_only_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with locked(tmp_path):
+        pass
+    real = Path.open
+
+    def not_writable(path: Path, mode: str = "r") -> IO[str]:
+        if mode == "a":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, mode)
+
+    monkeypatch.setattr(Path, "open", not_writable)
+    with locked(tmp_path), pytest.raises(RunError, match="another process"), locked(tmp_path):
+        pass
 
 
 def test_a_name_may_begin_at_home_and_may_not_be_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
