@@ -150,3 +150,13 @@ def test_json_of_a_failure(
     assert error in found["error"]
     assert found["exit_code"] == 2
     assert found["cure"]
+
+
+@pytest.mark.parametrize(("mode", "cure"), [(os.R_OK, "Let yourself read it"), (os.W_OK, "may be written to")])
+def test_the_cure_for_a_missing_right_is_for_the_right_that_is_missing(
+    mode: int, cure: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a").touch()
+    monkeypatch.setattr(os, "access", lambda path, asked: asked != mode)
+    assert entry._told(PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "a"))) == 2
+    assert cure in capsys.readouterr().err

@@ -267,7 +267,7 @@ def verify(
     from distill.stages.verify import recompute_run, verify_path
 
     path = found_folder(folder)
-    checked = verify_path(path)
+    checked = verify_path(path, print)
     print(f"{path}: sound ({checked} files)" if checked else f"{path}: nothing in it is finished, nothing to check")
     if again is not None:
         print(f"{path}: {recompute_run(path, again, seed)}")

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TextIO
 
@@ -145,6 +146,12 @@ def _told(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, PermissionError) and isinstance(error.filename, str):
+            from distill.store.atomic import mendable, unreadable
+
+            if unreadable(path := Path(error.filename)):  # room to write would be no cure
+                found = mendable(path, "read", error)
+                return _fail(found.message, found.cure, 2)
         name = f"{error.filename}: " if error.filename else ""
         return _fail(f"{name}{error.strerror}", _PLACE, 2)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's own complaints

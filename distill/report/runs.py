@@ -15,7 +15,7 @@ from typing import IO, Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from distill.errors import RecipeError, RunError
+from distill.errors import RecipeError, RunError, StoreError
 from distill.recipe.base import expanded
 from distill.recipe.importing import is_elsewhere
 from distill.recipe.load import dump_recipe, load_recipe
@@ -192,8 +192,13 @@ def open_run(folder: Path) -> Run:
 
     Raises:
         RunError: it is none, or its files are damaged.
+        StoreError: it may not be looked into.
     """
-    if not (folder / RECORD).is_file() or not (folder / RECIPE).is_file():
+    try:
+        there = all((folder / name).is_file() for name in (RECORD, RECIPE))
+    except OSError as error:
+        raise mendable(folder / RECORD, "read", error) from error
+    if not there:
         raise RunError(
             f"{folder}: not a run folder, expected {RECIPE} and {RECORD} in it", cure=_known_runs(folder.parent)
         )
@@ -310,11 +315,21 @@ def damaged_files(run: Run) -> list[str]:
             path = run.folder / name
             if not path.resolve().is_relative_to(run.folder.resolve()):
                 problems.append(f"{run.folder / RECORD}: {stage} names {name!r}, which is outside the run folder")
-            elif not path.is_file():
-                problems.append(f"{path}: missing; {stage} wrote it")
-            elif sha256_of(path) != expected:
-                problems.append(f"{path}: sha256 differs from what {stage} wrote")
-    return problems
+            elif problem := _damage(path, stage, expected):
+                problems.append(problem)
+    return list(dict.fromkeys(problems))  # a folder that may not be entered is told of once, not for each file
+
+
+def _damage(path: Path, stage: str, expected: str) -> str:
+    """What is wrong with a file that a stage wrote; "" where nothing is."""
+    try:
+        if not path.is_file():
+            return f"{path}: missing; {stage} wrote it"
+        return "" if sha256_of(path) == expected else f"{path}: sha256 differs from what {stage} wrote"
+    except StoreError as error:
+        return error.message
+    except OSError as error:
+        return mendable(path, "read", error).message
 
 
 def now() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ from distill.errors import RunError, UserError
 from distill.models import zoo
 from distill.report.runs import RECORD, Run, locked, open_run
 from distill.stages.common import after_scaling, as_teacher_sees, evaluator, model_spec
-from distill.store.atomic import sha256_of
+from distill.stages.student import STUDENTS
+from distill.store.atomic import mendable, sha256_of
 from distill.store.checkpoint import load_weights
 from distill.training.device import prepare_device
 from distill.training.events import Listener, Notice, files_read
@@ -47,13 +49,13 @@ def calibrate(folder: Path, listener: Listener) -> list[Calibrated]:
         listener: told of each network that is measured.
 
     Raises:
-        RunError: no finished network is there, or some could not be measured; the others are by then.
+        RunError: no finished network is there, or some could not be measured or not be looked for; the others are
+            measured by then.
     """
     found: list[Calibrated] = []
-    problems: list[str] = []
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder", cure="name a run or a folder of runs.")
-    runs = sorted(record.parent for record in folder.rglob(RECORD))
+    runs, problems = _runs_in(folder, listener)
     for run in runs:
         try:
             found += _of_run(run, listener)
@@ -65,6 +67,30 @@ def calibrate(folder: Path, listener: Listener) -> list[Calibrated]:
         whole = len(found) + len(problems)
         raise RunError("\n".join(problems), cure=f"mend these; {len(found)} of {whole} have their temperature.")
     return found
+
+
+def _runs_in(folder: Path, listener: Listener) -> tuple[list[Path], list[str]]:
+    """The runs at any depth, and what is wrong: students that may not be looked for.
+
+    Args:
+        folder: where to look.
+        listener: told of folders beside runs that may not be looked into: lost+found, say.
+    """
+    runs: list[Path] = []
+    closed: list[OSError] = []
+    for place, _, files in os.walk(folder, onerror=closed.append):  # Path.rglob passes over such folders in silence
+        if RECORD in files:
+            runs.append(Path(place))
+    problems = []
+    for error in closed:
+        path = Path(error.filename)
+        refused = mendable(path, "read", error)
+        way = {path, *path.parents}
+        if path == folder or any(run / STUDENTS in way for run in runs):
+            problems.append(f"{refused.message} -> {refused.cure}")
+        elif way.isdisjoint(runs):  # no other part of a run holds networks
+            listener(Notice(f"warning: {refused.message}; passed over"))
+    return sorted(runs), problems
 
 
 def _none_of(folder: Path, runs: Sequence[Path]) -> RunError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from distill.stages.exported import outdated
 from distill.stages.finished import STORE
 from distill.stages.recompute import Recomputed, recompute
 from distill.stages.student import STUDENTS
+from distill.store.atomic import mendable
 from distill.store.labels import verify_labels
 from distill.store.manifest import LABELS, LABELS_FOLDER, MANIFEST, read_manifest
 from distill.store.sound import verify_store
@@ -37,7 +40,7 @@ def recompute_run(path: Path, count: int, seed: int) -> Recomputed:
     return recompute(run, count, seed)
 
 
-def verify_path(path: Path) -> int:
+def verify_path(path: Path, tell: Callable[[str], object] = lambda line: None) -> int:
     """Checks a run folder (its students too), a folder of runs or comparisons, a store, or learned labels.
 
     What is covered: every file that a finished stage wrote, by its sha256; the store and the labels by their own
@@ -47,25 +50,64 @@ def verify_path(path: Path) -> int:
     and ECE of run.json when it reads it; resume states, which carry a digest of their own; `[student]` of a student's
     recipe.toml, whose digest needs the store as it was then; and the data.
 
+    Args:
+        path: what to check.
+        tell: told of each folder beside runs that may not be looked into (lost+found, say) and is passed over.
+
     Returns:
         The number of files that were checked.
 
     Raises:
         StoreError: names everything that is wrong.
     """
+    try:
+        problems, files = _found(path, tell)
+    except OSError as error:
+        raise _unread(path, error) from error
+    if problems:
+        raise StoreError("\n".join(problems), cure=_cure(problems))
+    return files
+
+
+def _found(path: Path, tell: Callable[[str], object]) -> Found:
     if not path.is_dir():
         raise StoreError(f"{path}: no such folder", cure="give a run folder, a store or a folder of learned labels.")
-    inside = [folder for folder in _members(path) if any((folder / name).exists() for name in _RUNS)]
     if (path / RECORD).exists():
-        problems, files = _run(path)
-    elif inside:
-        problems, files = _all(inside)
-    else:
-        check = verify_labels if (path / LABELS).exists() else verify_store
-        problems, files = check(path), sum(1 for file in path.rglob("[!.]*") if file.is_file())
-    if problems:
-        raise StoreError("\n".join(problems), cure="restore these files from a copy, or make them again.")
-    return files
+        return _run(path)
+    if inside := _runs_in(path, tell):
+        return _all(inside)
+    check = verify_labels if (path / LABELS).exists() else verify_store
+    return check(path), sum(1 for file in path.rglob("[!.]*") if file.is_file())
+
+
+def _runs_in(path: Path, tell: Callable[[str], object]) -> list[Path]:
+    """The runs and comparisons in a folder; in a comparison's, what may not be looked into is one of its runs."""
+    runs = []
+    for folder in _members(path):
+        try:
+            is_run = any((folder / name).exists() for name in _RUNS)
+        except OSError as error:
+            is_run = (path / COMPARISON).exists()
+            if not is_run:
+                tell(f"{_unread(folder, error).message}; passed over")
+        if is_run:
+            runs.append(folder)
+    return runs
+
+
+def _unread(path: Path, error: OSError) -> StoreError:
+    """Everything here is read only, so that is what was refused; `path` where the error does not say of what."""
+    return mendable(Path(error.filename) if isinstance(error.filename, str) else path, "read", error)
+
+
+def _cure(problems: Sequence[str]) -> str:
+    """Restoring a file does not help who may not read it."""
+    closed = sum(line.endswith(os.strerror(errno.EACCES)) for line in problems)
+    reading = "let yourself read what may not be read (chmod -R u+rX FOLDER), or ask its owner to"
+    if closed == len(problems):
+        return f"{reading}."
+    files = f"{reading}; restore the other files" if closed else "restore these files"
+    return f"{files} from a copy, or make them again."
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -84,8 +126,8 @@ def _all(folders: list[Path]) -> Found:
     for folder in folders:
         try:
             more, count = _all(_members(folder)) if (folder / COMPARISON).exists() else _run(folder)
-        except UserError as error:
-            more, count = [error.message], 0
+        except (UserError, OSError) as error:
+            more, count = [(_unread(folder, error) if isinstance(error, OSError) else error).message], 0
         problems, files = problems + more, files + count
     return problems, files
 
@@ -100,23 +142,40 @@ def _run(folder: Path) -> Found:
     problems = [*damaged_files(run), *outdated(run)]
     files = sum(len(stage.files) for stage in run.record.stages.values())
     # Each part is checked as what it is, too: a manifest may name files that the run's record does not.
-    # A store that an export could not record any more is one that students use all the same.
-    if "export" in run.record.stages or (folder / STORE / MANIFEST).exists():
-        store = verify_store(folder / STORE)
-        problems += [line for line in store if line not in problems]
-        problems += [] if store else [*_another_recipe(run), *_other_labels(run)]
-    if (folder / "labels").is_dir():
-        problems += [line for line in verify_labels(folder / "labels") if line not in problems]
-    if (folder / STUDENTS).is_dir():
-        students = [path for path in _folders(folder / STUDENTS) if not _never_began(path)]
-        more, count = _all(students)
-        problems, files = [*problems, *more, *_of_another_teacher(run, students)], files + count
+    for check in (_store, _labels, _students):
+        try:
+            more, count = check(run)
+        except OSError as error:  # the other parts are checked all the same
+            more, count = [_unread(folder, error).message], 0
+        problems, files = problems + [line for line in more if line not in problems], files + count
     return problems, files
+
+
+def _store(run: Run) -> Found:
+    # A store that an export could not record any more is one that students use all the same.
+    if "export" not in run.record.stages and not (run.folder / STORE / MANIFEST).exists():
+        return [], 0
+    return verify_store(run.folder / STORE) or [*_another_recipe(run), *_other_labels(run)], 0
+
+
+def _labels(run: Run) -> Found:
+    folder = run.folder / LABELS_FOLDER
+    return verify_labels(folder) if folder.is_dir() else [], 0
+
+
+def _students(run: Run) -> Found:
+    folder = run.folder / STUDENTS
+    students = [path for path in _folders(folder) if not _never_began(path)] if folder.is_dir() else []
+    problems, files = _all(students)
+    return [*problems, *_of_another_teacher(run, students)], files
 
 
 def _never_began(folder: Path) -> bool:
     """Whether a student was killed, or refused (its model's name, say), before its run was made: it left no result."""
-    return all(path.name in (".lock", "metrics.jsonl") for path in folder.iterdir())
+    try:
+        return all(path.name in (".lock", "metrics.jsonl") for path in folder.iterdir())
+    except OSError:  # which opening it tells of
+        return False
 
 
 def _of_another_teacher(run: Run, students: list[Path]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import secrets
+import shlex
 import stat
 from collections import Counter
 from collections.abc import Iterable
@@ -47,9 +48,26 @@ _CURES = {
 
 
 def mendable(path: Path, action: str, error: OSError) -> StoreError:
-    """The `StoreError` for an `OSError`: `runs/a: cannot be written: No space left on device`, and its cure."""
+    """The `StoreError` for an `OSError`: `runs/a: cannot be written: No space left on device`, and its cure.
+
+    Where the right to read is missing it names what has to be opened, which may be a folder above.
+    """
     reason = error.strerror or str(error)
+    if action == "read" and isinstance(error, PermissionError):
+        closed = barred(path)
+        cure = f"Let yourself read it (chmod -R u+rX {shlex.quote(str(closed))}), or ask its owner to."
+        return StoreError(f"{closed}: cannot be read: {reason}", cure=cure)
     return StoreError(f"{path}: cannot be {action}: {reason}", cure=_CURES.get(error.errno or 0, ""))
+
+
+def barred(path: Path) -> Path:
+    """The first folder on the way to a path that may not be entered; the path itself where all may."""
+    return next((part for part in reversed(path.parents) if part.is_dir() and not os.access(part, os.X_OK)), path)
+
+
+def unreadable(path: Path) -> bool:
+    """Whether the right to read it is missing, as far as the operating system tells without a try."""
+    return barred(path) != path or (os.path.lexists(path) and not os.access(path, os.R_OK))
 
 
 def write_bytes(path: Path, data: bytes | Iterable[bytes | memoryview]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +61,36 @@ def tiny(tmp_path: Path) -> Callable[..., Recipe]:
         return override(recipe, overrides)
 
     return make
+
+
+@pytest.fixture
+def close(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """`close(folder)`: nobody may look into it from then on, not even root, for whom modes do not bind."""
+
+    def shut(folder: Path) -> None:
+        def within(path: Any) -> bool:
+            return not isinstance(path, int) and folder in Path(path).absolute().parents
+
+        def closed(path: Any) -> bool:
+            return within(path) or Path(path).absolute() == folder
+
+        def refusing(name: str, refused: Callable[[Any], bool]) -> None:
+            real = getattr(os, name)
+
+            def call(path: Any = ".", *args: Any, **named: Any) -> Any:
+                if refused(path):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+                return real(path, *args, **named)
+
+            monkeypatch.setattr(os, name, call)
+
+        refusing("stat", within)
+        refusing("listdir", closed)
+        refusing("scandir", closed)
+        access = os.access
+        monkeypatch.setattr(os, "access", lambda path, mode: not closed(path) and access(path, mode))
+
+    return shut
 
 
 @pytest.fixture

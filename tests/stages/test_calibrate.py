@@ -12,11 +12,11 @@ import pytest
 from distill.cli.entry import run as run_command
 from distill.errors import RunError
 from distill.recipe.schema import Recipe
-from distill.report.runs import Run, open_run
+from distill.report.runs import Run, make_run, open_run
 from distill.stages.calibrate import calibrate
 from distill.stages.pipeline import run_pipeline
 from distill.stages.teacher import train_teacher
-from distill.training.events import Event
+from distill.training.events import Event, Notice
 
 SCALING = ("scaling_temperature", "test_nll_scaled", "test_ece_scaled")
 
@@ -113,3 +113,15 @@ def test_other_weights_and_other_data_are_refused_and_the_rest_is_measured(tiny:
     assert "its data or its recipe.toml are not those that it was trained with" in caught.value.message
     assert caught.value.cure == "mend these; 1 of 3 have their temperature."
     assert measured(runs[2].folder) == pytest.approx(expected, rel=1e-6)
+
+
+def test_students_that_may_not_be_looked_for_are_named(tiny: Callable[..., Recipe], tmp_path: Path, close) -> None:
+    (tmp_path / "tiny").mkdir()
+    make_run(tmp_path / "tiny", tiny(), kind="teacher", begun="0")
+    for name in ("tiny/students", "tiny/logits", "lost+found"):
+        (tmp_path / name).mkdir()
+        close(tmp_path / name)
+    told: list[Event] = []
+    with pytest.raises(RunError, match="tiny/students: cannot be read: Permission denied -> Let yourself read it"):
+        calibrate(tmp_path, told.append)
+    assert told == [Notice(f"warning: {tmp_path / 'lost+found'}: cannot be read: Permission denied; passed over")]

@@ -25,7 +25,7 @@ from distill.stages.pipeline import run_pipeline
 from distill.stages.student import train_student
 from distill.stages.teacher import train_teacher
 from distill.stages.verify import recompute_run, verify_path
-from distill.store.atomic import writable_folder
+from distill.store.atomic import writable_folder, write_bytes
 from distill.store.formats.encoding import logit_encoding
 from distill.store.labels import read_labels
 from distill.store.logits import LogitStore
@@ -418,3 +418,35 @@ def test_rows_of_mixed_and_random_views_are_made_again(tiny) -> None:
     views = ("views.mixup=0.5", "views.cutmix=1.0", "views.erasing=0.5", "views.count=4")
     teacher, _ = run_pipeline(tiny("teacher.labels.rule=onehot", *views, *SHORT), ignore)
     assert recompute_run(teacher.folder, 40, seed=0).rows == 40
+
+
+def written(folder: Path, *names: str) -> Run:
+    """A run folder whose record names these files, of no network."""
+    folder.mkdir()
+    run = make_run(folder, parse_recipe(TINY, "tiny.toml"), kind="teacher", begun="0")
+    files = {}
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        files[name] = write_bytes(folder / name, b"weights")
+    run.finish("teacher", "0", {"seconds": 1.0}, files, "cpu")
+    return run
+
+
+def test_a_folder_beside_runs_that_may_not_be_looked_into_is_told_of(tmp_path: Path, close) -> None:
+    written(tmp_path / "a", "model.safetensors")
+    (tmp_path / "lost+found").mkdir()
+    close(tmp_path / "lost+found")
+    told: list[str] = []
+    assert verify_path(tmp_path, told.append) == 1
+    assert told == [f"{tmp_path / 'lost+found'}: cannot be read: Permission denied; passed over"]
+
+
+@pytest.mark.parametrize("part", ["labels", "logits", "students"])
+def test_a_part_of_a_run_that_may_not_be_looked_into_is_named(tmp_path: Path, close, part: str) -> None:
+    run = written(tmp_path / "a", "model.safetensors", f"{part}/a", f"{part}/b")
+    close(run.folder / part)
+    for path in (run.folder, tmp_path):
+        with pytest.raises(StoreError) as caught:
+            verify_path(path)
+        assert caught.value.message == f"{run.folder / part}: cannot be read: Permission denied"
+        assert caught.value.cure.startswith("let yourself read what may not be read")
