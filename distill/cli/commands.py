@@ -261,16 +261,18 @@ def verify(
         int | None,
         typer.Option("--recompute", min=1, metavar="ROWS", help="Of a run: make so many rows again and compare."),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the draw of these rows.")] = 0,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Of the draw of these rows; by default 0.")] = None,
 ) -> None:
     """Check every digest of a run or a store, and whether its logits are the teacher's."""
+    if seed is not None and again is None:
+        raise typer.BadParameter("found --seed without --recompute, whose rows it draws; add that, or leave it out")
     from distill.stages.verify import recompute_run, verify_path
 
     path = found_folder(folder)
     checked = verify_path(path, print)
     print(f"{path}: sound ({checked} files)" if checked else f"{path}: nothing in it is finished, nothing to check")
     if again is not None:
-        print(f"{path}: {recompute_run(path, again, seed)}")
+        print(f"{path}: {recompute_run(path, again, seed or 0)}")
 
 
 @app.command()
@@ -294,7 +296,7 @@ def calibrate(
 @app.command("list")
 def list_(
     kind: Annotated[Literal["models", "losses", "labels", "data", "fields"], typer.Argument(help="What to list.")],
-    pattern: Annotated[str, typer.Argument(help="Models: a pattern such as '*resnet*'.")] = "*",
+    pattern: Annotated[str, typer.Argument(help="Of names, such as '*resnet*' or 'student.*'.")] = "*",
 ) -> None:
     """List what a recipe can name."""
     from distill.stages.listing import listing

@@ -230,6 +230,15 @@ WRONG_WORDS = [
     ("verify", "nope"),
     ("verify", "."),
     ("verify", "tiny.toml"),
+    ("verify", ""),
+    ("verify", ".", "--seed", "3"),
+    ("calibrate", ""),
+    ("labels", ""),
+    ("student", "--teacher", ""),
+    ("export", "--teacher", ""),
+    ("list", "models", "nosuch"),
+    ("list", "losses", "nosuch"),
+    ("list", "fields", "student"),
 ]
 
 
@@ -539,6 +548,13 @@ def test_the_list_of_fields_is_for_people(distill: Command) -> None:
         "student.epochs", "30", "integer, of at least 1", "Passes over the training images."
     ]  # fmt: skip
     assert not any("FieldLine" in line or line != line.rstrip() for line in lines)
+
+
+def test_lists_are_of_the_names_that_match(distill: Command) -> None:
+    assert [line.split()[0] for line in distill("list", "losses", "k*").out.splitlines()] == ["kd"]
+    found = distill("list", "fields", "*.epochs").out.splitlines()
+    assert [line.split()[0] for line in found] == ["FIELD", "teacher.epochs", "student.epochs"]
+    assert "'*studnt*'" in distill("list", "fields", "studnt").err
 
 
 IN_THE_WAY = ["", "tiny", "tiny/state", "tiny/labels", "tiny/logits", "tiny/students", "tiny/model.safetensors/"]
