@@ -43,6 +43,7 @@ from distill.stages.held import refuse_another_teacher
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import save_weights
 from distill.store.labels import write_labels
+from distill.store.manifest import LABELS, LABELS_FOLDER, MANIFEST
 from distill.training.device import describe_device, emulated_precision, prepare_device
 from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out, files_read
 from distill.training.loop import Plan, fit
@@ -321,7 +322,7 @@ def _write(task: TeacherTask, plan: Plan, run: Run) -> dict[str, str]:
     files["model.safetensors"] = save_weights(run.folder / "model.safetensors", task.model.state_dict())
     files |= write_left_out(task.data, run.folder)
     if (labels := task.rule.kept()) is not None:
-        write_labels(run.folder / "labels", labels, {"teacher_digest": plan.digest})
-        for path in sorted((run.folder / "labels").iterdir()):
-            files[f"labels/{path.name}"] = sha256_of(path)
+        folder = run.folder / LABELS_FOLDER
+        write_labels(folder, labels, {"teacher_digest": plan.digest})
+        files |= {f"{LABELS_FOLDER}/{name}": sha256_of(folder / name) for name in (LABELS, MANIFEST)}
     return files
