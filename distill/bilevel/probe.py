@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -51,10 +51,7 @@ def choose_estimator(name: str, training: Training, batch: Batch, meta: Batch) -
     """
     names = tuple(n for n in ORDER[training.precision] if suits(n, training.rule)) if name == "auto" else (name,)
     minimum = MINIMUM_COSINE[training.precision]
-    keep_features = any(ESTIMATORS[candidate].needs_features for candidate in names)
-    inner, r = trial_step(
-        training, _head(batch), _head(meta), keep_features=keep_features, keep_state=_needs_state(names)
-    )
+    inner, r = _trial(names, training, batch, meta)
     reference, kind = reference_gradient(training.model, inner, r)
     failures = []
     for candidate in names:
@@ -92,10 +89,7 @@ def suits(name: str, rule: object) -> bool:
 def tuned(names: Iterable[str], training: Training, batch: Batch, meta: Batch) -> dict[str, Estimator]:
     """The best form of each estimator today, by name. See `choose_estimator`."""
     names = list(names)
-    keep_features = any(ESTIMATORS[name].needs_features for name in names)
-    inner, r = trial_step(
-        training, _head(batch), _head(meta), keep_features=keep_features, keep_state=_needs_state(names)
-    )
+    inner, r = _trial(names, training, batch, meta)
     reference, _ = reference_gradient(training.model, inner, r)
     return {name: _best(name, training.model, inner, r, reference)[0] for name in names}
 
@@ -125,8 +119,16 @@ def _head(batch: Batch) -> Batch:
     return batch.head(PROBED_IMAGES)
 
 
-def _needs_state(names: Iterable[str]) -> bool:
-    return any(ESTIMATORS[name].needs_state for name in names)
+def _trial(names: Sequence[str], training: Training, batch: Batch, meta: Batch) -> tuple[InnerStep, Tensors]:
+    """`trial_step` on the first images, with what any of these estimators needs."""
+    candidates = [ESTIMATORS[name] for name in names]
+    return trial_step(
+        training,
+        _head(batch),
+        _head(meta),
+        keep_features=any(candidate.needs_features for candidate in candidates),
+        keep_state=any(candidate.needs_state for candidate in candidates),
+    )
 
 
 def trial_step(
