@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import DataError
-from distill.recipe.base import expanded
+from distill.recipe.paths import expanded
 
 _FORMATS = "Give a .npy file of integers, one for each image, or a .csv file with the columns index,label."
 

@@ -16,7 +16,7 @@ from distill.data.folder import DEFAULT_SIZE, open_folder
 from distill.data.idx import DEBIAN_FOLDER, fashion_cure, find_fashion, read_fashion
 from distill.data.memory import open_digits
 from distill.errors import DataError
-from distill.recipe.base import expanded
+from distill.recipe.paths import expanded
 from distill.recipe.schema import DataRecipe
 
 DEFAULT_ROOT = Path("data")

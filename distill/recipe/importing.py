@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distill.errors import RecipeError
-from distill.recipe.base import expanded
 from distill.recipe.load import load_recipe, override, parse_recipe
+from distill.recipe.paths import expanded
 from distill.recipe.schema import ImportedRecipe, Recipe, TeacherRecipe
 
 TIMM, LOCAL_DIR, SAFETENSORS = "timm:", "local-dir:", ".safetensors"

@@ -19,9 +19,9 @@ from pydantic.fields import FieldInfo
 
 from distill.errors import RecipeError
 from distill.recipe import fields
-from distill.recipe.base import expanded
 from distill.recipe.fields import FieldLine, describe_fields
 from distill.recipe.losses import LossRecipe, without_unread
+from distill.recipe.paths import spell_out_homes
 from distill.recipe.presets import SETTINGS_FIELD, spell_out
 from distill.recipe.schema import Recipe
 
@@ -113,7 +113,7 @@ def _validate(raw: dict[str, Any], where: str, assignments: Sequence[str]) -> Re
     spell_out(raw)
     problems = [problem for text in assignments for problem in _assign(raw, text, places)]
     spell_out(raw, assigned=places)
-    problems += _at_home(raw, places, where)
+    problems += spell_out_homes(raw, places, where)
     lines: dict[Location, str] = {}
     recipe = None
     try:
@@ -129,31 +129,6 @@ def _validate(raw: dict[str, Any], where: str, assignments: Sequence[str]) -> Re
     if problems or recipe is None:
         raise RecipeError("\n".join(problems), cure=_CURE)
     return recipe
-
-
-def _at_home(raw: dict[str, Any], places: Mapping[Location, str], where: str) -> Iterator[str]:
-    """Spells `~` out where runs are named, so that whoever makes their paths need not; yields a problem where it can't.
-
-    Run folders keep the recipe, and mean the same then whoever reads it. Paths of data stay as they were written: those
-    are expanded where they are opened, as each reader has data of their own.
-    """
-    student = raw.get("student")
-    for table, name in ((raw, "checkpoints"), (student, "more_teachers")):
-        if not isinstance(table, dict) or name not in table:
-            continue
-        found = table[name]
-        location: Location = (name,) if table is raw else ("student", name)
-        try:
-            if isinstance(found, str):
-                table[name] = _spelled_out(found, _shown(location))
-            elif isinstance(found, list | tuple):
-                table[name] = [_spelled_out(item, _shown(location)) for item in found]
-        except RecipeError as error:
-            yield f"{places.get(location, where)}: {error.message}"
-
-
-def _spelled_out(value: Any, where: str) -> Any:
-    return str(expanded(value, where, RecipeError)) if isinstance(value, str) and value.startswith("~") else value
 
 
 def _lines(locations: Sequence[Location], raw: dict[str, Any]) -> dict[Location, str]:

@@ -16,9 +16,9 @@ from typing import IO, Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from distill.errors import RecipeError, RunError, StoreError
-from distill.recipe.base import expanded
 from distill.recipe.importing import is_elsewhere
 from distill.recipe.load import dump_recipe, load_recipe
+from distill.recipe.paths import expanded
 from distill.recipe.schema import Recipe
 from distill.store.atomic import (
     is_temporary,
