@@ -41,12 +41,13 @@ class LabelStep:
         """Judges the labels of an inner step by the meta gradient r at theta' and moves them."""
         if inner.look_ahead.lr == 0:
             return  # the step did not move the network, so it says nothing about its labels
-        gradient = self.estimator(model, inner, self._averaged(r))
+        r = self._averaged(r)
+        gradient = self.estimator(model, inner, r)
         gradient = self.rule.through_loss(gradient, inner.labels, inner.log_probabilities)
         finite = torch.isfinite(gradient).all()
         self.finite = finite if self.finite is None else self.finite & finite
-        # Without lr/B the label step means the same at every batch size and point of the schedule.
-        scale = inner.images.shape[0] / inner.look_ahead.lr
+        # Without lr/B the label step means the same at every batch size, point of the schedule and optimiser.
+        scale = inner.images.shape[0] / inner.look_ahead.gain(r)
         answers = self._answers(inner) if self.rule.reads_answers else None
         if target.shares is not None:
             gradient = torch.cat([gradient, gradient])

@@ -11,6 +11,7 @@ from torch import nn
 
 from distill.bilevel import lookahead
 from distill.bilevel.forward_mode import ForwardMode
+from distill.bilevel.lookahead import LookAhead
 from distill.bilevel.probe import agreement, choose_estimator
 from distill.bilevel.step import PlainStep, Training
 from distill.bilevel.targets import meta_loss, soft_loss
@@ -40,6 +41,40 @@ def test_the_rule_restates_the_real_optimiser(optimizer: str, warm: int) -> None
     slow = torch.autograd.grad(sum((after[n] * r[n]).sum() for n in r), [g[n] for n in r])
     for expected, found in zip(slow, inner.look_ahead.pull_back(r).values(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-14)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "adamw-clipped"])
+def test_labels_are_freed_of_adam_s_step_as_of_sgd_s_learning_rate(optimizer: str) -> None:
+    """A step made for SGD moved labels some 15 times as far under AdamW: half of them were saturated in an epoch."""
+    model, opt = cases.build("conv-batchnorm", optimizer)
+    cases.plain_steps(model, opt, 20)
+    images, _, labels = cases.batch(1, cases.B)
+    inner = cases.inner_step(model, opt, images, labels, seed=3, clip=cases.clip_norm(optimizer))
+    unclipped = LookAhead(inner.look_ahead.rules)
+    g = {name: p.grad.clone().requires_grad_() for name, p in model.named_parameters()}
+    r = {name: torch.randn_like(t) for name, t in inner.theta.items()}
+    after = unclipped.step(inner.theta, g)
+    v = torch.autograd.grad(sum((after[n] * r[n]).sum() for n in r), [g[n] for n in r])
+    lowered = sum((a * b).abs().sum() for a, b in zip(v, r.values(), strict=True))
+    found = inner.look_ahead.gain(r)
+    torch.testing.assert_close(found * sum(t.square().sum() for t in r.values()), lowered)
+    assert found > 5 * inner.look_ahead.lr
+
+
+def test_of_sgd_labels_are_freed_of_lr_alone() -> None:
+    model, opt = cases.build("conv-batchnorm", "clipped")
+    images, _, labels = cases.batch(1, cases.B)
+    inner = cases.inner_step(model, opt, images, labels, seed=3, clip=cases.clip_norm("clipped"))
+    assert inner.look_ahead.gain(inner.theta) == 0.1
+
+
+def test_labels_stay_where_adam_has_nothing_to_judge_by() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    (0.0 * model(torch.ones(1, 2)).sum()).backward()
+    ahead = lookahead.record(optimizer, lookahead.trained_parameters(model), keep_state=False)
+    assert ahead.gain({name: torch.ones_like(p) for name, p in model.named_parameters()}) == pytest.approx(1e-2)
+    assert ahead.gain({name: torch.zeros_like(p) for name, p in model.named_parameters()}) == pytest.approx(1e-2)
 
 
 BLOBS = torch.randn(5, 32, generator=torch.Generator().manual_seed(0))
