@@ -155,7 +155,7 @@ class LookAhead:
         return max((rule.lr for rule in self.rules.values()), default=0.0)
 
     def gain(self, meta_gradient: Tensors) -> float | Tensor:
-        """Of which learning rate a plain step would be that lowers the meta loss as much: what labels' step is freed of.
+        """The learning rate of the plain step that lowers the meta loss as much: what the label step is freed of.
 
         lr with SGD. Adam's factors are besides some ten to thousands, 1 / (sqrt(s) + eps): r^T |A| r / r^T r, A their
         diagonal, [] on the device. Clipping is left out of both.

@@ -64,7 +64,7 @@ class Learned:
 
     Args:
         table: the rows.
-        step: label step, on the derivative without the factor lr/B.
+        step: label step, on the derivative freed of the batch size and of the network's step.
         optimizer: of the label step.
         momentum: of the label step, for "sgd".
         prior_step: label step of the table's class prior, where it has one.
@@ -187,7 +187,8 @@ class Learned:
             given: given labels, int64 [B].
             labels: the labels that the gradient was taken at, [B, C].
             gradient: dL_meta/dy, [B, C].
-            scale: B/lr, which frees the gradient from the batch size and the schedule: a number, or [] on the device.
+            scale: B over the network's step (`LookAhead.gain`: lr with SGD), which frees the gradient from batch size,
+                schedule and optimiser: a number, or [] on the device.
             shares: of each label in the one that the gradient is for, [B], where images were mixed; None: 1.
             answers: the network's probabilities in the training forward, [B, C], for the pull towards them.
         """

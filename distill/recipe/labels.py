@@ -230,7 +230,10 @@ class LabelsRecipe(Table):
         default="auto", description="How the directional derivative is taken; auto: the cheapest that passes the probe."
     )
     step: float = Field(
-        default=1.0, ge=0, le=1e6, description="Label step, on the derivative without the factor lr/B; 0: labels stay."
+        default=1.0,
+        ge=0,
+        le=1e6,
+        description="Label step, on the derivative freed of batch size and of the network's step (lr); 0: labels stay.",
     )
     prior_step: float = Field(
         default=1.0, ge=0, le=1e6, description="class+instance: label step of what the rows of a class share."
