@@ -31,6 +31,7 @@ LARGEST_FILE = 1 << 20
 """Bytes; a recipe has a few hundred, so a larger file is something else."""
 
 _CURE = "`distill list fields` lists every field with its type, range and default."
+_ESCAPE_ERRORS = ("Invalid hex value", "Unescaped '\\' in a string")  # tomllib's words for one that is none
 _DEEPEST = 16  # levels of nesting that a free table may have; pydantic and json give up at some hundreds
 
 Location = tuple[str | int, ...]
@@ -59,7 +60,7 @@ def parse_recipe(text: str, where: str, overrides: Sequence[str] = ()) -> Recipe
         raw = tomllib.loads(text)
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of thousands of digits
         reason = str(error) if isinstance(error, ValueError) else "arrays or tables are nested too deeply"
-        raise RecipeError(f"{where}: {reason}", cure="Recipes are written in TOML: https://toml.io.") from None
+        raise RecipeError(f"{where}: {reason}", cure=_toml_cure(reason)) from None
     if "name" not in raw:
         stem = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(where).stem).lstrip("-._")[:100]
         raw |= {"name": stem} if stem else {}
@@ -84,6 +85,13 @@ def override(recipe: Recipe, assignments: Sequence[str]) -> Recipe:
 def dump_recipe(recipe: Recipe) -> str:
     """TOML that reads back as the same recipe; fields that are none are left out."""
     return tomli_w.dumps(recipe.model_dump(exclude_none=True))
+
+
+def _toml_cure(reason: str) -> str:
+    """What to do about text that is no TOML; `reason` is the parser's. A backslash is mostly one of Windows' paths."""
+    if reason.startswith(_ESCAPE_ERRORS):
+        return "A backslash within double quotes starts an escape: write 'C:\\photos' in single quotes, or C:/photos."
+    return "Recipes are written in TOML: https://toml.io."
 
 
 def _read(path: Path) -> str:

@@ -153,6 +153,15 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
         assert caught.value.cure
 
 
+@pytest.mark.parametrize("path", ["C:\\Users\\me", "C:\\photos"])
+def test_a_windows_path_within_double_quotes(path: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(f'[data]\nroot = "{path}"\n', WHERE)
+    assert "line 2" in caught.value.message
+    assert "'C:\\photos' in single quotes, or C:/photos" in caught.value.cure
+    assert parse_recipe(f"[data]\nroot = '{path}'\n", WHERE).data.root == path
+
+
 OVERRIDES: list[tuple[str, str, Any]] = [
     ("teacher.epochs=3", "teacher.epochs", 3),
     (" teacher.epochs = 3 ", "teacher.epochs", 3),
