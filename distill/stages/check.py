@@ -157,7 +157,7 @@ def _counted(problems: int) -> str:
 
 def _data_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     parts = data.splits
-    noisy = int(data.labels.is_noisy[parts.train].sum())
+    noisy, known = int(data.labels.is_noisy[parts.train].sum()), recipe.data.truth_known
     unreadable: dict[str, Any] = {}
     if recipe.data.unreadable == "leave-out":
         unknown, count = data.source.undecided, len(data.source.unreadable)
@@ -171,7 +171,7 @@ def _data_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
         "meta": parts.meta.numel(),
         "test": parts.test.numel(),
         **unreadable,
-        "wrong training labels": f"{noisy} ({noisy / parts.train.numel():.1%})",
+        "wrong training labels": f"{noisy} ({noisy / parts.train.numel():.1%})" if known else "not known",
     }
 
 

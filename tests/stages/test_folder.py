@@ -84,6 +84,7 @@ def test_a_damaged_image_with_both_settings(distill: Command) -> None:
     unused = "note: [data] root: hidden folders with images are not used: root/.d"
     code, plan, _ = distill("check", "photos.toml", *LEAVE_OUT)
     assert (code, "unreadable 1," in plan, unused in plan) == (0, True, True)
+    assert "wrong training labels not known" in plan
     code, told, said = distill("run", "photos.toml", *LEAVE_OUT)
     assert code == 0, said
     assert unused in told
