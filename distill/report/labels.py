@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+ENOUGH = 10  # given labels of a class that may be said to have been left: fewer can all be wrong
 _CHUNK = 2**22  # values of a table that are looked at together
 
 Table: TypeAlias = NDArray[np.floating[Any]]
@@ -58,6 +59,16 @@ class Pair:
     learned: int
     mass: float  # mean probability that labels given as the one have learned for the other
     images: int  # whose likeliest class has become the other
+
+
+@dataclass(frozen=True)
+class Left:
+    """A class that most of its images have left, by number."""
+
+    given: int
+    learned: int  # the class that most of them have gone to
+    gone: int  # images whose likeliest class is another
+    images: int  # that were given as it
 
 
 @dataclass(frozen=True)
@@ -146,6 +157,24 @@ def confused_pairs(means: Table, rows: Rows, count: int) -> list[Pair]:
         for pair, mass in zip(best.tolist(), masses.tolist(), strict=True)
         if mass > 0
     ]
+
+
+def left_classes(rows: Rows, classes: int) -> list[Left]:
+    """Classes that more than half of their images have left, in order; of those with so few that all can be wrong none.
+
+    Args:
+        rows: of a table of images.
+        classes: C.
+    """
+    given = np.bincount(rows.given, minlength=classes)
+    gone = np.bincount(rows.given[rows.suspected], minlength=classes)
+    left = np.flatnonzero((given >= ENOUGH) & (2 * gone > given)).tolist()
+    return [Left(k, _likeliest_goal(rows, k, classes), int(gone[k]), int(given[k])) for k in left]
+
+
+def _likeliest_goal(rows: Rows, left: int, classes: int) -> int:
+    """The class that most of those that left have gone to."""
+    return int(np.bincount(rows.learned[rows.suspected & (rows.given == left)], minlength=classes).argmax())
 
 
 def most_confused(pairs: list[Pair], classes: int, count: int) -> Indices:

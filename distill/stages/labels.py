@@ -9,11 +9,11 @@ import numpy as np
 from torch import Tensor
 
 from distill.errors import DataError, RunError
-from distill.labels.watch import SATURATED
+from distill.labels.watch import SATURATED, cure_for
 from distill.recipe.schema import Recipe
 from distill.report.figures import contact_sheet
 from distill.report.label_figures import confidence_histogram, epochs_chart, heat_map
-from distill.report.label_report import Confusion, LabelReport, Suspect, suspects_csv
+from distill.report.label_report import Confusion, LabelReport, Suspect, printable, suspects_csv
 from distill.report.labels import (
     Indices,
     Judged,
@@ -22,6 +22,7 @@ from distill.report.labels import (
     class_means,
     confused_pairs,
     judge,
+    left_classes,
     most_confused,
 )
 from distill.report.runs import METRICS, Run
@@ -77,6 +78,7 @@ def look_at_labels(
     notes = ["labels of classes name no single image, so no image is suspected"]
     if labels.kind == "instance":
         files, notes = _write_suspects(folder, seen, seen.order[:top], planted=judged is not None)
+        notes += _left(run, seen)
     files["heat_map"] = _draw_heat_map(folder / "label_heat_map.png", seen, pairs)
     if epochs_chart(folder / "label_epochs.png", run.epochs("teacher"), len(seen.names)):
         files["epochs"] = folder / "label_epochs.png"
@@ -161,6 +163,17 @@ def _means(seen: LabelRows, table: Tensor, classes: Indices | None = None) -> Ta
 def _confusion(seen: LabelRows, pair: Pair) -> Confusion:
     images = pair.images if seen.labels.kind == "instance" else None
     return Confusion(seen.names[pair.given], seen.names[pair.learned], pair.mass, images)
+
+
+def _left(run: Run, seen: LabelRows) -> Iterator[str]:
+    """Classes whose suspects are hardly label errors: most of their images are among them."""
+    for left in left_classes(seen.rows, len(seen.names)):
+        given, learned = (printable(seen.names[k]) for k in (left.given, left.learned))
+        yield (
+            f"{left.gone} of {left.images} images given as {given} have left it, most for {learned}: either most "
+            f"labels of {given} are wrong, or the teacher took both classes for one; look at the pictures before any "
+            f"of these labels is changed; else train again with {cure_for(run.recipe.teacher.labels)}"
+        )
 
 
 def _suspects(seen: LabelRows, chosen: Indices, *, planted: bool) -> Iterator[Suspect]:

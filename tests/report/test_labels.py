@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from distill.report import labels
 from distill.report.label_report import Suspect, printable, suspects_csv
-from distill.report.labels import Pair, class_means, confused_pairs, judge, look_at_rows, most_confused
+from distill.report.labels import (
+    Left,
+    Pair,
+    class_means,
+    confused_pairs,
+    judge,
+    left_classes,
+    look_at_rows,
+    most_confused,
+)
 
 TABLE = np.array([[0.7, 0.2, 0.1], [0.25, 0.25, 0.5], [0.0, 1.0, 0.0], [0.1, 0.9, 0.0], [0.4, 0.4, 0.2]], np.float32)
 GIVEN = np.array([0, 0, 2, 1, 1])
@@ -93,6 +102,15 @@ def test_the_most_confused_classes() -> None:
     assert most_confused(pairs, 4, 4).tolist() == [0, 1, 2, 3]
     assert most_confused(pairs, 10, 4).tolist() == [3, 4, 7, 9]
     assert most_confused([], 10, 2).tolist() == [0, 1]
+
+
+def test_classes_that_most_images_have_left() -> None:
+    """Of 0 seven of twelve go, most to 2; of 1 half; of 2 all, but there are only nine."""
+    kept = np.repeat([0, 1, 2], [12, 12, 9])
+    learned = np.repeat([2, 1, 0, 0, 1, 0], [4, 3, 5, 6, 6, 9])
+    rows = look_at_rows(np.eye(3)[learned], kept)
+    assert left_classes(rows, 3) == [Left(given=0, learned=2, gone=7, images=12)]
+    assert left_classes(look_at_rows(np.eye(3)[kept], kept), 3) == []
 
 
 def test_judged_by_hand() -> None:

@@ -149,6 +149,9 @@ def test_the_confused_pairs(tiny: Callable[..., Recipe]) -> None:
     assert (pair.given, pair.learned, pair.images) == ("3", "5", int((given == 3).sum()))
     assert pair.mass == pytest.approx(0.8)
     assert report.confusions[1].images == 0
+    many = int((given == 3).sum())
+    assert report.notes[0].startswith(f"{many} of {many} images given as 3 have left it, most for 5: ")
+    assert "look at the pictures" in report.notes[0]
 
 
 @pytest.mark.parametrize("rule", ["class", "onehot", "instance"])
