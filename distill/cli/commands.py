@@ -82,7 +82,7 @@ def teacher(
 
     with _console(quiet, as_json, tensorboard) as listener:
         run = run_teacher(loaded, listener, export=not no_export)
-    _report([run], quiet, as_json, [f"distill student --teacher {run.folder}"])
+    _report([run], quiet, as_json, [*_look(run), f"distill student --teacher {run.folder}"])
 
 
 @app.command()
@@ -160,7 +160,7 @@ def run(
 
     with _console(quiet, as_json, tensorboard) as listener:
         runs = run_pipeline(loaded, listener)
-    _report(list(runs), quiet, as_json, [f"distill verify {runs[0].folder}"])
+    _report(list(runs), quiet, as_json, [*_look(runs[0]), f"distill verify {runs[0].folder}"])
 
 
 @app.command()
@@ -316,6 +316,14 @@ def _console(quiet: bool, as_json: bool, tensorboard: bool = False) -> Iterator[
         listeners = [stack.enter_context(tensorboard_listener())] if tensorboard else []
         listeners.append(stack.enter_context(console_listener(choose_mode(stream, quiet), stream)))
         yield fan_out(*listeners)
+
+
+def _look(teacher: Run) -> list[str]:
+    """The command that shows a teacher's labels, where they moved."""
+    from distill.store.manifest import LABELS, LABELS_FOLDER
+
+    moved = f"{LABELS_FOLDER}/{LABELS}" in teacher.record.stages["teacher"].files
+    return [f"distill labels {teacher.folder}"] if moved else []
 
 
 def _report(runs: list[Run], quiet: bool, as_json: bool, next_commands: list[str]) -> None:

@@ -88,6 +88,7 @@ def test_a_damaged_image_with_both_settings(distill: Command) -> None:
     code, told, said = distill("run", "photos.toml", *LEAVE_OUT)
     assert code == 0, said
     assert unused in told
+    assert " labels checkpoints/photos\n" in told
     Path("photos/.d/0.jpg").unlink()
     assert "warning: 1 unreadable image left out: b/007.jpg: OSError: image file is truncated" in told
     teacher = Path("checkpoints/photos")
