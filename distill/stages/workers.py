@@ -44,8 +44,14 @@ def serve(pipe: Connection) -> None:
             with ExitStack() as stack:
                 outcome = attempt(with_threads(cell, threads), folder, _listener(stack, curves))
         except Interrupted:  # who was asked to stop takes no other cell, or the program would wait for it in vain
-            pipe.send(Outcome(cell.number, "interrupted"))
+            _answer(pipe, Outcome(cell.number, "interrupted"))
             return
+        _answer(pipe, outcome)
+
+
+def _answer(pipe: Connection, outcome: Outcome) -> None:
+    """Tells the program, unless it has ended in the meantime: `_listen` stops the worker then."""
+    with suppress(OSError):
         pipe.send(outcome)
 
 

@@ -93,15 +93,16 @@ def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
 def test_a_stopped_comparison_leaves_no_worker_and_goes_on(
     started: subprocess.Popen[str], tmp_path: Path, number: int, code: int
 ) -> None:
-    workers = [pid for pid in children(started.pid) if is_worker(pid)]
-    assert len(workers) == 2
+    pids = [pid for pid in children(started.pid) if is_worker(pid)]
+    assert len(pids) == 2
     os.kill(started.pid, number)
     _, err = started.communicate(timeout=PATIENCE)
     assert started.returncode == code, err
     if number != signal.SIGKILL:
         assert re.search(r"after [01] of 3 cells; the same command goes on from there", err)
-        assert not any(map(is_worker, workers))
-    until(lambda: not any(map(is_worker, workers)))
+        assert not any(map(is_worker, pids))
+    until(lambda: not any(map(is_worker, pids)))
+    assert "Traceback" not in err
     folder = tmp_path / "checkpoints/tiny-compare"
     saved = list(folder.glob("*/state/teacher.safetensors"))
     assert len(saved) == 2
