@@ -94,6 +94,7 @@ class Worker:
         self.cell: Cell | None = None
         self.folder = Path()
         self._began = 0.0
+        self._leaves = False  # was asked to stop: it ends, sooner or later
 
     def run(self, cell: Cell, folder: Path, threads: int, *, curves: bool) -> None:
         """Hands it a cell."""
@@ -107,7 +108,7 @@ class Worker:
         try:
             if self.pipe.poll():
                 found: Outcome = self.pipe.recv()
-                self.cell = None
+                self.cell, self._leaves = None, found.state == "interrupted"
                 return found
         except (EOFError, OSError):
             pass
@@ -126,7 +127,7 @@ class Worker:
     @property
     def alive(self) -> bool:
         """Whether it can take another cell."""
-        return self.process.is_alive()
+        return not self._leaves and self.process.is_alive()
 
 
 def _ending(code: int) -> str:

@@ -14,8 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from distill.recipe.load import load_recipe, override
+from distill.recipe.grid import grid
+from distill.recipe.load import load_recipe, override, parse_recipe
+from distill.stages import workers
 from distill.stages.compare import compare, run_one
+from distill.stages.run_grid import Manner, run_cells
+from distill.stages.schedule import Schedule
+from tests.faults import leaving
 
 RECIPE = """
 name = "tiny"
@@ -130,3 +135,13 @@ def test_a_killed_worker_costs_its_cell_alone(started: subprocess.Popen[str], tm
     assert [cell["state"] for cell in cells].count("finished") == 2
     assert "failed: cell" in err
     assert "Traceback" not in err
+
+
+def test_a_worker_that_was_asked_to_stop_is_handed_no_other_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by `kill PID`: it may take a while to end, and what it is handed meanwhile would fail with it."""
+    monkeypatch.setattr(workers, "serve", leaving.serve)
+    schedule = Schedule(grid(parse_recipe(RECIPE, "tiny.toml")), {})
+    run_cells(schedule, tmp_path, Manner(jobs=2), lambda event: None)
+    assert (schedule.failed, schedule.finished) == ({}, {0, 1, 2})
