@@ -88,8 +88,9 @@ def write_finished(folder: Path, cell: Cell, run: Run) -> None:
 
 
 def write_failed(folder: Path, cell: Cell, reason: str, traceback: str = "") -> None:
-    """Says why a cell has no run."""
-    _write(folder, CellRecord(key=cell.key, state="failed", reason=reason, traceback=traceback))
+    """Says why a cell has no run. A finished one has: another process may be at work in it, or have finished it."""
+    if read_result(folder, cell).state != "finished":
+        _write(folder, CellRecord(key=cell.key, state="failed", reason=reason, traceback=traceback))
 
 
 def forget_others(folder: Path, cells: Sequence[Cell], wanted: Mapping[int, str]) -> None:

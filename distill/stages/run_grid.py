@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.recipe.grid import Cell
-from distill.report.results import read_result, write_failed
+from distill.report.results import write_failed
 from distill.stages.cells import Outcome, attempt
 from distill.stages.schedule import Schedule
 from distill.stages.workers import Worker, end, waited
@@ -105,11 +105,9 @@ def _heed(schedule: Schedule, worker: Worker, jobs: int, listener: Listener) -> 
 
 
 def _note(schedule: Schedule, folder: Path, outcome: Outcome) -> None:
-    """What became of a cell, and of those that cannot be run without it: not of one that was finished before."""
+    """What became of a cell, and of those that cannot be run without it."""
     for blocked in schedule.done(outcome):
-        cell = schedule.cells[blocked.number]
-        if read_result(folder, cell).state != "finished":
-            write_failed(folder, cell, blocked.reason)
+        write_failed(folder, schedule.cells[blocked.number], blocked.reason)
 
 
 def _threads(cells: Sequence[Cell], jobs: int) -> int:

@@ -20,7 +20,7 @@ from distill.recipe.grid import Cell, grid
 from distill.recipe.load import dump_recipe, load_recipe, override
 from distill.recipe.schema import Recipe
 from distill.report.comparison_folder import read_comparison, write_plan
-from distill.report.runs import open_run
+from distill.report.runs import locked, open_run
 from distill.stages import cells as cells_module
 from distill.stages.compare import Compared, compare, run_one
 from distill.stages.grid import finished_cells
@@ -164,6 +164,14 @@ def test_numbers_of_another_recipe_are_not_reported(arms: Callable[..., Recipe])
     results = read_comparison([found.folder]).results
     assert {each.state for each in results} == {"missing"}
     assert all(each.reason.endswith("is of another recipe than the comparison's") for each in results)
+
+
+def test_a_finished_cell_stays_so_while_another_process_is_at_work_there(arms: Callable[..., Recipe]) -> None:
+    recipe = arms("compare.seeds=0")
+    run = run_one(recipe, 0, Told())
+    with locked(run.folder), pytest.raises(RunError, match="another process is at work"):
+        run_one(recipe, 0, Told())
+    assert read_comparison([run.folder.parent]).results[0].state == "finished"
 
 
 def test_cells_by_themselves_are_those_of_the_grid(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
