@@ -17,6 +17,7 @@ from distill.recipe.labels import LabelRule
 from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
 from distill.report.comparison_folder import is_plan, read_comparison, write_comparison, write_plan
+from distill.report.published import COMPARISON
 from distill.report.results import forget_others, write_finished
 from distill.report.runs import RECORD, Run, open_run
 from distill.stages.arms import grid_errors
@@ -48,7 +49,8 @@ def compare(recipe: Recipe, listener: Listener, manner: Manner = Manner()) -> Co
     in the comparison.
 
     Raises:
-        UserError: anything that the user can mend, before the first cell.
+        UserError: anything that the user can mend, before the first cell; or another comparison of that name was begun
+            since.
         Interrupted: asked to stop; the same call goes on from there.
     """
     cells = planned(recipe)
@@ -60,6 +62,7 @@ def compare(recipe: Recipe, listener: Listener, manner: Manner = Manner()) -> Co
         write_finished(folder, cells[number], run)
     schedule = Schedule(cells, {number: seconds_of(run) for number, run in finished.items()}, manner.budget)
     run_cells(schedule, folder, manner, listener)
+    _refuse_another_plan(recipe, folder)
     comparison = read_comparison([folder])
     write_comparison(comparison, folder)
     example = _most_telling(recipe, comparison, folder)
@@ -132,6 +135,21 @@ def prepared_folder(recipe: Recipe, cells: Sequence[Cell]) -> Path:
     refuse_other_teachers(cells)
     write_plan(recipe, folder)
     return folder
+
+
+def _refuse_another_plan(recipe: Recipe, folder: Path) -> None:
+    """Whoever has put another recipe there has forgotten cells of this one, and its table would pass for this one's.
+
+    Raises:
+        RunError: another recipe is in the comparison's folder.
+    """
+    path = folder / COMPARISON
+    if path.is_file() and not is_plan(recipe, folder):
+        raise RunError(
+            f"{path}: found another recipe than the one whose cells were run; it was put there meanwhile",
+            cure="run the same command again for its tables, when nothing else is at work there: what is trained is "
+            "kept. Or choose another name for one of the two: --set name=...",
+        )
 
 
 def seconds_of(run: Run) -> float:

@@ -127,6 +127,21 @@ def test_a_changed_recipe_overwrites_no_comparison(arms: Callable[..., Recipe]) 
     assert {path: path.read_bytes() for path in found.folder.rglob("*") if path.is_file()} == before
 
 
+def test_no_other_comparison_is_reported_in_ones_place(arms: Callable[..., Recipe]) -> None:
+    """Another one of that name is begun while its cells are run."""
+    recipe = arms("compare.seeds=0")
+
+    def meanwhile(event: Event) -> None:
+        if isinstance(event, StageStarted) and "small" in event.run:
+            write_plan(arms("compare.seeds=1"), Path(event.run).parent)
+
+    with pytest.raises(RunError, match=r"comparison\.toml: found another recipe than the one whose cells were run"):
+        compare(recipe, meanwhile)
+    again = Told()
+    assert compare(recipe, again).exit_code == 0
+    assert again.trained == 0
+
+
 def test_no_teacher_is_trained_into_a_comparison(arms: Callable[..., Recipe]) -> None:
     found = compare(arms("compare.seeds=0"), Told())
     with pytest.raises(RunError, match=r"tiny-compare: holds a comparison \(comparison\.toml\)"):
