@@ -67,8 +67,14 @@ def compare(recipe: Recipe, listener: Listener, manner: Manner = Manner()) -> Co
     write_comparison(comparison, folder)
     example = _most_telling(recipe, comparison, folder)
     picture = None if example is None else draw_suspects(example)
+    return Compared(comparison, folder, picture, example, _exit_code(schedule, comparison))
+
+
+def _exit_code(schedule: Schedule, comparison: Comparison) -> int:
+    """See `Compared`. A finished cell whose run is gone or damaged by now is one that the user can mend, too."""
     faults = [outcome.fault for outcome in schedule.failed.values()]
-    return Compared(comparison, folder, picture, example, (1 if any(faults) else 2) if faults else 0)
+    lost = any(result.cell.number in schedule.finished for result in comparison.unfinished)
+    return 1 if any(faults) else 2 if faults or lost else 0
 
 
 def run_one(recipe: Recipe, number: int, listener: Listener) -> Run:

@@ -275,6 +275,18 @@ def test_a_failing_cell_stops_no_other(arms: Callable[..., Recipe]) -> None:
     assert "| bad | teacher | 0 of 1 | - |" in text
 
 
+def test_a_finished_cell_that_is_lost_again_is_no_success(arms: Callable[..., Recipe]) -> None:
+    """Its run is removed, by whomever, while a later one is trained."""
+
+    def removes(event: Event) -> None:
+        if isinstance(event, StageStarted) and "small" in event.run:
+            shutil.rmtree(Path(event.run).parent / "plain-s0")
+
+    found = compare(arms("compare.seeds=0"), removes)
+    assert [result.state for result in found.comparison.results] == ["missing", "finished", "finished"]
+    assert found.exit_code == 2
+
+
 def test_a_fault_of_ours_is_told_with_its_traceback(
     arms: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
