@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from distill.errors import RecipeError, RunError
+from distill.errors import RecipeError, RunError, UserError
 from distill.recipe.checks import cell_problems, check_recipe
 from distill.recipe.grid import Cell, comparison_folder, grid
 from distill.recipe.labels import LabelRule
@@ -21,14 +21,14 @@ from distill.report.published import COMPARISON
 from distill.report.results import forget_others, write_finished
 from distill.report.runs import RECORD, Run, open_run
 from distill.stages.arms import grid_errors
-from distill.stages.cells import run_cell
+from distill.stages.cells import reason_of, run_cell
 from distill.stages.grid import look_up
 from distill.stages.held import refuse_other_teachers
 from distill.stages.labels import draw_suspects
 from distill.stages.run_grid import Manner, run_cells
 from distill.stages.schedule import Schedule
 from distill.store.atomic import writable_folder
-from distill.training.events import Listener
+from distill.training.events import Listener, Notice
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Compared:
     folder: Path
     picture: Path | None
     example: Run | None  # a teacher, a learned one where there is one; None: no teacher is finished
-    exit_code: int  # 0, or what the failures of cells make of it: 2 where the user can mend them all, else 1
+    exit_code: int  # 0, or what failures make of it: 2 where the user can mend them all, else 1
 
 
 def compare(recipe: Recipe, listener: Listener, manner: Manner = Manner()) -> Compared:  # noqa: B008
@@ -65,9 +65,14 @@ def compare(recipe: Recipe, listener: Listener, manner: Manner = Manner()) -> Co
     _refuse_another_plan(recipe, folder)
     comparison = read_comparison([folder])
     write_comparison(comparison, folder)
-    example = _most_telling(recipe, comparison, folder)
-    picture = None if example is None else draw_suspects(example)
-    return Compared(comparison, folder, picture, example, _exit_code(schedule, comparison))
+    example, code = _most_telling(recipe, comparison, folder), _exit_code(schedule, comparison)
+    picture: Path | None = None
+    try:
+        picture = None if example is None else draw_suspects(example)
+    except UserError as error:  # the tables are written, and are what was asked for
+        listener(Notice(f"warning: no picture of suspected label errors: {reason_of(error)}"))
+        code = code or 2
+    return Compared(comparison, folder, picture, example, code)
 
 
 def _exit_code(schedule: Schedule, comparison: Comparison) -> int:

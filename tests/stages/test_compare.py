@@ -287,6 +287,17 @@ def test_a_finished_cell_that_is_lost_again_is_no_success(arms: Callable[..., Re
     assert found.exit_code == 2
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_table(arms: Callable[..., Recipe]) -> None:
+    found = compare(arms("compare.seeds=0"), Told())
+    (found.folder / "class-s0/labels/labels.safetensors").write_bytes(b"")
+    told = Told()
+    again = compare(arms("compare.seeds=0"), told)
+    assert again.comparison.record() == found.comparison.record()
+    assert (again.exit_code, again.picture) == (2, None)
+    assert "no picture of suspected label errors: " in told.notices[-1]
+    assert "labels.safetensors: has 0 bytes" in told.notices[-1]
+
+
 def test_a_fault_of_ours_is_told_with_its_traceback(
     arms: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
