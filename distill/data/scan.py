@@ -217,7 +217,11 @@ def _difference(
     if alike := _alike([*only_train, *only_test]):
         found += f"; the two of {alike} differ only in the Unicode form of their names (composed and decomposed)"
         return DataError(found, cure=f"Give them one name: move the folder in {test} to the name it has in {train}.")
-    return DataError(found)
+    return DataError(
+        found,
+        cure=f"{train} and {test} must have the same class folders: add images of what is missing, or remove the class "
+        f"from both; or move {test} out of the folder: a test part is then cut from {train}.",
+    )
 
 
 def _alike(names: Iterable[str]) -> str:

@@ -82,8 +82,9 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_classes_of_the_parts_must_be_equal(tmp_path: Path) -> None:
     for name in ("train/a", "train/b", "val/b", "val/c"):
         picture(tmp_path / name / "0.png")
-    with pytest.raises(DataError, match="only in train: a; only in val: c"):
+    with pytest.raises(DataError, match="only in train: a; only in val: c") as caught:
         scan(tmp_path)
+    assert "train and val must have the same class folders" in caught.value.cure
 
 
 def test_class_names_that_differ_in_their_unicode_form_alone(tmp_path: Path) -> None:
