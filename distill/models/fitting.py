@@ -309,7 +309,18 @@ def _nothing_fits(request: Request, trials: list[Trial], common: Mapping[str, Js
     if request.given and len({trial.failure for trial in ran}) == 1:
         # Whatever the size is made of: then the size may not be to blame.
         cure = f"Look at model_args first, {request.given}, as every way fails alike. {cure}"
+    elif request.given and _fits(replace(request, given={})):
+        # Failures that show a shape differ with the size, and yet the size is not to blame.
+        cure = f"Look at model_args, {request.given}: without them it takes such images. {cure}"
     return ModelError(
         f"model {request.name!r} does not take {request.channels} x {size} x {size} images; tried\n    {tried}",
         cure=cure,
     )
+
+
+def _fits(request: Request) -> bool:
+    try:
+        search(request)
+    except ModelError:
+        return False
+    return True

@@ -192,6 +192,14 @@ def test_arguments_are_blamed_where_there_are_some_and_all_fails_alike(
     assert ("model_args" in caught.value.cure) == blamed
 
 
+@pytest.mark.parametrize("arguments", [{"global_pool": ""}, {"patch_size": 7}])
+def test_arguments_are_blamed_where_it_would_fit_without_them(arguments: dict[str, object]) -> None:
+    """Each way fails with other numbers in its message, those of its size."""
+    with pytest.raises(ModelError, match="does not take") as caught:
+        _fit("test_vit", **arguments)
+    assert caught.value.cure.startswith(f"Look at model_args, {arguments}: without them")
+
+
 def test_a_deprecated_name_is_brought_up_to_date() -> None:
     assert _fit("gluon_resnet18_v1b", 224).architecture == "resnet18.gluon_in1k"
 
