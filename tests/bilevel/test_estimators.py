@@ -45,7 +45,7 @@ def test_the_rule_restates_the_real_optimiser(optimizer: str, warm: int) -> None
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "adamw-clipped"])
 def test_labels_are_freed_of_adam_s_step_as_of_sgd_s_learning_rate(optimizer: str) -> None:
-    """A step made for SGD moved labels some 15 times as far under AdamW: half of them were saturated in an epoch."""
+    """A step made for SGD moved labels some ten times as far under AdamW: half of them were saturated in an epoch."""
     model, opt = cases.build("conv-batchnorm", optimizer)
     cases.plain_steps(model, opt, 20)
     images, _, labels = cases.batch(1, cases.B)
