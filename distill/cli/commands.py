@@ -319,11 +319,11 @@ def _console(quiet: bool, as_json: bool, tensorboard: bool = False) -> Iterator[
 
 
 def _look(teacher: Run) -> list[str]:
-    """The command that shows a teacher's labels, where they moved."""
-    from distill.store.manifest import LABELS, LABELS_FOLDER
+    """The command that shows a teacher's labels, where it has learned some."""
+    from distill.store.manifest import LABELS_FILE
 
-    moved = f"{LABELS_FOLDER}/{LABELS}" in teacher.record.stages["teacher"].files
-    return [f"distill labels {teacher.folder}"] if moved else []
+    learned = LABELS_FILE in teacher.record.stages["teacher"].files
+    return [f"distill labels {teacher.folder}"] if learned else []
 
 
 def _report(runs: list[Run], quiet: bool, as_json: bool, next_commands: list[str]) -> None:

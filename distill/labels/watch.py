@@ -14,7 +14,7 @@ from distill.store.labels import LearnedLabels
 
 SATURATED = 0.999  # a label this sure hardly moves any more: its gradient is y (1 - y)
 _MOST_SATURATED, _MOST_MOVED, _NEARLY_UNIFORM, _CROWDED, _LEAST_LEFT = 0.5, 0.5, 0.95, 2.0, 0.1
-_ENOUGH = 10  # given labels of a class that may be said to have been left: fewer can all be wrong
+ENOUGH = 10  # given labels of a class that may be said to have been left: fewer can all be wrong
 
 
 def label_metrics(
@@ -56,7 +56,7 @@ def label_metrics(
         "labels_moved": float(moved.double().mean()),
         "labels_saturated": float((kept.confidence[rows] > SATURATED).double().mean()),
         "labels_crowding": float((counts / at_first.clamp(min=1)).max()),
-        "labels_left": min((counts / at_first)[at_first >= _ENOUGH].tolist(), default=1.0),
+        "labels_left": min((counts / at_first)[at_first >= ENOUGH].tolist(), default=1.0),
         "label_entropy": float(torch.cat(parts)[rows].mean()),
     }
 

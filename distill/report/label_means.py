@@ -20,7 +20,7 @@ from distill.report.labels import Pair, most_confused
 from distill.report.results import CellResult
 from distill.report.runs import open_run
 from distill.store.atomic import sha256_of
-from distill.store.manifest import LABELS, LABELS_FOLDER, read_manifest
+from distill.store.manifest import LABELS_FILE, read_manifest
 
 SHOWN = 16  # classes of a heat map
 _MOST_CLASSES = 5_000  # a matrix of so many by so many is 200 MB
@@ -103,10 +103,10 @@ def _of_run(folder: Path) -> Means | None:
     Raises:
         StoreError: the file is missing, or not what the teacher wrote.
     """
-    written = open_run(folder).record.stages["teacher"].files.get(f"{LABELS_FOLDER}/{LABELS}")
+    written = open_run(folder).record.stages["teacher"].files.get(LABELS_FILE)
     if written is None:
         return None
-    path = folder / LABELS_FOLDER / LABELS
+    path = folder / LABELS_FILE
     if sha256_of(path) != written:
         raise StoreError(f"{path}: sha256 differs from what the teacher wrote")
     try:

@@ -12,7 +12,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-ENOUGH = 10  # given labels of a class that may be said to have been left: fewer can all be wrong
 _CHUNK = 2**22  # values of a table that are looked at together
 
 Table: TypeAlias = NDArray[np.floating[Any]]
@@ -159,16 +158,17 @@ def confused_pairs(means: Table, rows: Rows, count: int) -> list[Pair]:
     ]
 
 
-def left_classes(rows: Rows, classes: int) -> list[Left]:
-    """Classes that more than half of their images have left, in order; of those with so few that all can be wrong none.
+def left_classes(rows: Rows, classes: int, least: int) -> list[Left]:
+    """Classes that more than half of their images have left, in order.
 
     Args:
         rows: of a table of images.
         classes: C.
+        least: images of a class that is named; fewer can all be wrong.
     """
     given = np.bincount(rows.given, minlength=classes)
     gone = np.bincount(rows.given[rows.suspected], minlength=classes)
-    left = np.flatnonzero((given >= ENOUGH) & (2 * gone > given)).tolist()
+    left = np.flatnonzero((given >= least) & (2 * gone > given)).tolist()
     return [Left(k, _likeliest_goal(rows, k, classes), int(gone[k]), int(given[k])) for k in left]
 
 

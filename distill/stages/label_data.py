@@ -18,7 +18,7 @@ from distill.report.runs import Run
 from distill.stages.common import teacher_inputs
 from distill.stages.finished import STORE, finished_teacher
 from distill.store.labels import LearnedLabels, read_labels, read_labels_manifest
-from distill.store.manifest import LABELS, LABELS_FOLDER, read_manifest
+from distill.store.manifest import LABELS_FILE, LABELS_FOLDER, read_manifest
 from distill.store.origin import Origin
 from distill.store.tensors import sha256_of_tensor
 from distill.training.events import Listener, files_read
@@ -35,7 +35,7 @@ def labels_of(run: Run, recipe: Recipe) -> LearnedLabels | None:
     """
     files = finished_teacher(run, recipe).files
     folder = run.folder / LABELS_FOLDER
-    written = files.get(f"{LABELS_FOLDER}/{LABELS}")
+    written = files.get(LABELS_FILE)
     if written is None and not folder.is_dir():
         return None
     labels = read_labels(folder)

@@ -9,7 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from distill.errors import DataError, RunError
-from distill.labels.watch import SATURATED, cure_for
+from distill.labels.watch import ENOUGH, SATURATED, cure_for
 from distill.recipe.schema import Recipe
 from distill.report.figures import contact_sheet
 from distill.report.label_figures import confidence_histogram, epochs_chart, heat_map
@@ -167,7 +167,7 @@ def _confusion(seen: LabelRows, pair: Pair) -> Confusion:
 
 def _left(run: Run, seen: LabelRows) -> Iterator[str]:
     """Classes whose suspects are hardly label errors: most of their images are among them."""
-    for left in left_classes(seen.rows, len(seen.names)):
+    for left in left_classes(seen.rows, len(seen.names), ENOUGH):
         given, learned = (printable(seen.names[k]) for k in (left.given, left.learned))
         yield (
             f"{left.gone} of {left.images} images given as {given} have left it, most for {learned}: either most "

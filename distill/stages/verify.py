@@ -19,7 +19,7 @@ from distill.stages.recompute import Recomputed, recompute
 from distill.stages.student import STUDENTS
 from distill.store.atomic import mendable
 from distill.store.labels import verify_labels
-from distill.store.manifest import LABELS, LABELS_FOLDER, MANIFEST, read_manifest
+from distill.store.manifest import LABELS, LABELS_FILE, LABELS_FOLDER, MANIFEST, read_manifest
 from distill.store.sound import verify_store
 
 _RUNS = (RECORD, RECIPE, COMPARISON)  # a folder with one of these is a run or a comparison
@@ -196,7 +196,7 @@ def _of_another_teacher(run: Run, students: list[Path]) -> Iterator[str]:
 def _other_labels(run: Run) -> list[str]:
     """Whether the store carries the very labels that the teacher learned."""
     teacher, carried = run.record.stages.get("teacher"), read_manifest(run.folder / STORE).labels
-    learned = teacher.files.get(f"{LABELS_FOLDER}/{LABELS}") if teacher else None
+    learned = teacher.files.get(LABELS_FILE) if teacher else None
     if learned == (carried.tables.sha256 if carried else None):
         return []
     return [f"{run.folder / STORE}: carries other learned labels than {run.folder / LABELS_FOLDER}"]

@@ -29,6 +29,7 @@ PARTIAL = "partial.json"
 INDICES = "indices.safetensors"
 LABELS_FOLDER = "labels"
 LABELS = "labels.safetensors"
+LABELS_FILE = f"{LABELS_FOLDER}/{LABELS}"  # as a run's record names it
 SCHEMA_VERSION = 2
 EXPORT_AGAIN = "Export it again: distill export --teacher RUN"
 

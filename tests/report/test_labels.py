@@ -109,8 +109,8 @@ def test_classes_that_most_images_have_left() -> None:
     kept = np.repeat([0, 1, 2], [12, 12, 9])
     learned = np.repeat([2, 1, 0, 0, 1, 0], [4, 3, 5, 6, 6, 9])
     rows = look_at_rows(np.eye(3)[learned], kept)
-    assert left_classes(rows, 3) == [Left(given=0, learned=2, gone=7, images=12)]
-    assert left_classes(look_at_rows(np.eye(3)[kept], kept), 3) == []
+    assert left_classes(rows, 3, 10) == [Left(given=0, learned=2, gone=7, images=12)]
+    assert left_classes(look_at_rows(np.eye(3)[kept], kept), 3, 10) == []
 
 
 def test_judged_by_hand() -> None:
