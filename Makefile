@@ -66,6 +66,11 @@ clean: ## Remove .venv and every cache; runs under checkpoints/ stay
 	find $(CODE) -type d -name __pycache__ -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml
+	@if [ -L $(VENV) ]; then \
+	    echo "make: $(VENV) is a link; building it here would empty $$(readlink -f $(VENV)), where it leads" >&2; \
+	    echo "  Remove the link (rm $(VENV)): make then builds one of this folder's own" >&2; \
+	    exit 1; \
+	fi
 	@rm -f $(STAMP)
 	@{ $(AT_HOME); } && { $(AS_ASKED); } || $(MAKE) $(VENV)
 	$(RUN) pip install --quiet --disable-pip-version-check -e '.[dev]'
