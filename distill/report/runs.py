@@ -32,7 +32,7 @@ from distill.store.atomic import (
 )
 from distill.store.manifest import installed_versions
 
-RECIPE, RECORD, METRICS = "recipe.toml", "run.json", "metrics.jsonl"
+RECIPE, RECORD, METRICS, LOCK = "recipe.toml", "run.json", "metrics.jsonl", ".lock"
 
 
 def shares(metrics: dict[str, float]) -> dict[str, float]:
@@ -274,7 +274,7 @@ def locked(folder: Path) -> Iterator[None]:
         StoreError: the folder cannot be written to, or the lock not be opened.
     """
     writable_folder(folder)
-    with _opened_lock(folder / ".lock") as handle:
+    with _opened_lock(folder / LOCK) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

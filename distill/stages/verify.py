@@ -12,12 +12,12 @@ from distill.errors import RunError, StoreError, UserError
 from distill.recipe.digest import inputs_digest
 from distill.report.published import COMPARISON
 from distill.report.results import CELLS
-from distill.report.runs import RECIPE, RECORD, Run, damaged_files, open_run
+from distill.report.runs import LOCK, METRICS, RECIPE, RECORD, Run, damaged_files, open_run
 from distill.stages.exported import outdated
 from distill.stages.finished import STORE
 from distill.stages.recompute import Recomputed, recompute
 from distill.stages.student import STUDENTS
-from distill.store.atomic import mendable
+from distill.store.atomic import is_temporary, mendable
 from distill.store.labels import verify_labels
 from distill.store.manifest import LABELS, LABELS_FILE, LABELS_FOLDER, MANIFEST, read_manifest
 from distill.store.sound import verify_store
@@ -74,6 +74,8 @@ def _found(path: Path, tell: Callable[[str], object]) -> Found:
         raise StoreError(f"{path}: no such folder", cure="give a run folder, a store or a folder of learned labels.")
     if (path / RECORD).exists():
         return _run(path)
+    if (path / LOCK).exists() and _never_began(path):
+        return [], 0
     if inside := _runs_in(path, tell):
         return _all(inside)
     check = verify_labels if (path / LABELS).exists() else verify_store
@@ -123,7 +125,7 @@ def _all(folders: list[Path]) -> Found:
     """Several run folders or comparisons; one that cannot be opened is a problem."""
     problems: list[str] = []
     files = 0
-    for folder in folders:
+    for folder in (each for each in folders if not _never_began(each)):
         try:
             more, count = _all(_members(folder)) if (folder / COMPARISON).exists() else _run(folder)
         except (UserError, OSError) as error:
@@ -165,15 +167,15 @@ def _labels(run: Run) -> Found:
 
 def _students(run: Run) -> Found:
     folder = run.folder / STUDENTS
-    students = [path for path in _folders(folder) if not _never_began(path)] if folder.is_dir() else []
+    students = _folders(folder) if folder.is_dir() else []
     problems, files = _all(students)
     return [*problems, *_of_another_teacher(run, students)], files
 
 
 def _never_began(folder: Path) -> bool:
-    """Whether a student was killed, or refused (its model's name, say), before its run was made: it left no result."""
+    """Whether a run is about to be made, or was killed, refused or out of room before it was: it left no result."""
     try:
-        return all(path.name in (".lock", "metrics.jsonl") for path in folder.iterdir())
+        return all(path.name in (LOCK, METRICS, RECIPE) or is_temporary(path.name) for path in folder.iterdir())
     except OSError:  # which opening it tells of
         return False
 

@@ -533,6 +533,28 @@ def test_verify_of_a_comparison(distill: Command) -> None:
         assert "class-s0/model.safetensors" in found.err
 
 
+@pytest.mark.parametrize("left", [(), (".lock", "metrics.jsonl"), (".lock", ".recipe.toml.0123456789abcdef.tmp")])
+def test_verify_passes_over_a_run_that_never_began(
+    distill: Command, tmp_path: Path, run: Path, left: tuple[str, ...]
+) -> None:
+    """A teacher that another process is about to train, or that was killed or had no room before its run was made."""
+    member = tmp_path / "checkpoints" / "two-compare" / "class-s0"
+    member.mkdir(parents=True)
+    (member.parent / "comparison.toml").write_text(TINY)
+    shutil.copytree(run, member.with_name("onehot-s0"))
+    for name in left:
+        (member / name).touch()
+    assert distill("verify", str(member.parent)).code == 0
+    if left:
+        assert "nothing in it is finished" in distill("verify", str(member)).out
+    (member / "recipe.toml").write_text(TINY)
+    assert distill("verify", str(member.parent)).code == 0
+    (member / "model.safetensors").touch()
+    found = distill("verify", str(member.parent))
+    assert found.code == 2
+    assert f"{member}: not a run folder" in found.err
+
+
 def test_a_damaged_manifest_says_how_to_make_it_again(distill: Command, run: Path) -> None:
     (run / "logits" / "manifest.json").write_bytes(b"{}")
     found = distill("student", "--teacher", "tiny", "--quiet", "-T", "2")
