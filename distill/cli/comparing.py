@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,9 +116,19 @@ def compare(recipe: Recipe, listener: Listener, asked: Asked) -> Callable[[], No
         example = found.example.folder if found.example else None
         show(found.comparison, found.folder, example, found.picture, asked.quiet, asked.as_json)
         if found.exit_code:
+            if asked.quiet:  # else the table and the notices have said it
+                _tell_unfinished(found.comparison, found.undrawn)
             raise typer.Exit(found.exit_code)
 
     return tell
+
+
+def _tell_unfinished(comparison: Comparison, undrawn: str) -> None:
+    """What went wrong, on standard error: errors are what `--quiet` still says."""
+    from distill.report.comparison_table import unfinished_lines
+
+    for line in [*unfinished_lines(comparison), *([undrawn] if undrawn else [])]:
+        print(f"error: {line}", file=sys.stderr)
 
 
 def one_cell(recipe: Recipe, listener: Listener, asked: Asked, number: int) -> Callable[[], None]:

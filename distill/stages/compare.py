@@ -40,6 +40,7 @@ class Compared:
     picture: Path | None
     example: Run | None  # a teacher, a learned one where there is one; None: no teacher is finished
     exit_code: int  # 0, or what failures make of it: 2 where the user can mend them all, else 1
+    undrawn: str = ""  # why there is no picture, where there should be one
 
 
 def compare(recipe: Recipe, listener: Listener, manner: Manner = Manner()) -> Compared:  # noqa: B008
@@ -66,13 +67,14 @@ def compare(recipe: Recipe, listener: Listener, manner: Manner = Manner()) -> Co
     comparison = read_comparison([folder])
     write_comparison(comparison, folder)
     example, code = _most_telling(recipe, comparison, folder), _exit_code(schedule, comparison)
-    picture: Path | None = None
+    picture, undrawn = None, ""
     try:
         picture = None if example is None else draw_suspects(example)
     except UserError as error:  # the tables are written, and are what was asked for
-        listener(Notice(f"warning: no picture of suspected label errors: {reason_of(error)}"))
+        undrawn = f"no picture of suspected label errors: {reason_of(error)}"
+        listener(Notice(f"warning: {undrawn}"))
         code = code or 2
-    return Compared(comparison, folder, picture, example, code)
+    return Compared(comparison, folder, picture, example, code, undrawn)
 
 
 def _exit_code(schedule: Schedule, comparison: Comparison) -> int:

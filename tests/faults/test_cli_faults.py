@@ -533,6 +533,34 @@ def test_verify_of_a_comparison(distill: Command) -> None:
         assert "class-s0/model.safetensors" in found.err
 
 
+def test_a_quiet_comparison_says_what_failed(distill: Command, tmp_path: Path) -> None:
+    """A file stands where a teacher's folder has to be; and where the pictures go, of the other one."""
+    folder = tmp_path / "checkpoints" / "tiny-compare"
+    folder.mkdir(parents=True)
+    (folder / "onehot-s0").write_text("mine")
+    words = (
+        "compare",
+        "tiny.toml",
+        "--quiet",
+        *_sets(("compare.students=false", 'compare.teachers=["onehot", "instance"]')),
+    )
+    found = distill(*words)
+    assert (found.code, found.out) == (2, "")
+    (line,) = found.err.splitlines()
+    assert line.startswith("error: cell 0, teacher onehot, seed 0: failed: checkpoints/tiny-compare/onehot-s0")
+    assert "move it away" in line
+    (folder / "onehot-s0").unlink()
+    shutil.rmtree(folder / "instance-s0" / "figures")
+    (folder / "instance-s0" / "figures").write_text("mine")
+    found = distill(*words)
+    assert (found.code, found.out) == (2, "")
+    (line,) = found.err.splitlines()
+    assert line.startswith("error: no picture of suspected label errors: ")
+    (folder / "instance-s0" / "figures").unlink()
+    found = distill(*words)
+    assert found == Outcome(0, "", "")
+
+
 @pytest.mark.parametrize("left", [(), (".lock", "metrics.jsonl"), (".lock", ".recipe.toml.0123456789abcdef.tmp")])
 def test_verify_passes_over_a_run_that_never_began(
     distill: Command, tmp_path: Path, run: Path, left: tuple[str, ...]
