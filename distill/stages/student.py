@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -98,7 +99,8 @@ def _finished(folder: Path, digest: str, listener: Listener) -> Run | None:
     """The student of that digest, where it is trained already, which the listener is told."""
     if not (folder / RECORD).exists() or not (run := open_run(folder)).done("student", digest):
         return None
-    _state(folder).unlink(missing_ok=True)
+    with suppress(OSError):  # on a disk that is mounted read-only, though nothing be there; it is in nobody's way
+        _state(folder).unlink(missing_ok=True)
     listener(StageSkipped("student", str(folder), "already trained with the same inputs"))
     return run
 

@@ -5,6 +5,7 @@ In-process through the entry point's `_run`, with a recipe so small that a whole
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -622,6 +623,18 @@ def test_something_in_the_way(distill: Command, tmp_path: Path, name: str) -> No
     assert found.code == 2
     assert "move it away" in found.err
     assert name.endswith("/") or place.read_text() == "mine"
+
+
+def test_a_finished_student_on_a_read_only_disk(distill: Command, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux refuses to remove what is not there, too, where the disk is mounted read-only."""
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    found = distill("student", "--teacher", "tiny")
+    assert found.code == 0, found.err
+    assert "already trained" in found.out
 
 
 @pytest.mark.parametrize("limit", [1_000, 50_000, 330_000])
