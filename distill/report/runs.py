@@ -286,6 +286,21 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def at_work(folder: Path) -> bool:
+    """Whether another process is at work in a run folder; nothing is written to find out."""
+    path = folder / LOCK
+    if not path.is_file():
+        return False
+    try:
+        with path.open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # it may not be read, or its file system knows no locks
+        return False
+    return False
+
+
 def _opened_lock(path: Path) -> IO[str]:
     """The file to lock. One that another user made may only be read, which is enough for flock.
 

@@ -12,7 +12,7 @@ from distill.errors import RunError, StoreError, UserError
 from distill.recipe.digest import inputs_digest
 from distill.report.published import COMPARISON
 from distill.report.results import CELLS
-from distill.report.runs import LOCK, METRICS, RECIPE, RECORD, Run, damaged_files, open_run
+from distill.report.runs import LOCK, METRICS, RECIPE, RECORD, Run, at_work, damaged_files, open_run
 from distill.stages.exported import outdated
 from distill.stages.finished import STORE
 from distill.stages.recompute import Recomputed, recompute
@@ -23,6 +23,7 @@ from distill.store.manifest import LABELS, LABELS_FILE, LABELS_FOLDER, MANIFEST,
 from distill.store.sound import verify_store
 
 _RUNS = (RECORD, RECIPE, COMPARISON)  # a folder with one of these is a run or a comparison
+_CHANGING = "another process is at work there, or was until now: what is missing or differs may be what it writes"
 Found = tuple[list[str], int]  # problems, number of files checked
 
 
@@ -103,7 +104,9 @@ def _unread(path: Path, error: OSError) -> StoreError:
 
 
 def _cure(problems: Sequence[str]) -> str:
-    """Restoring a file does not help who may not read it."""
+    """Restoring a file does not help who may not read it, and is not to be tried while another process writes it."""
+    if any(line.endswith(_CHANGING) for line in problems):
+        return "wait until that has ended, then verify it again."
     closed = sum(line.endswith(os.strerror(errno.EACCES)) for line in problems)
     reading = "let yourself read what may not be read (chmod -R u+rX FOLDER), or ask its owner to"
     if closed == len(problems):
@@ -144,13 +147,31 @@ def _run(folder: Path) -> Found:
     problems = [*damaged_files(run), *outdated(run)]
     files = sum(len(stage.files) for stage in run.record.stages.values())
     # Each part is checked as what it is, too: a manifest may name files that the run's record does not.
-    for check in (_store, _labels, _students):
-        try:
-            more, count = check(run)
-        except OSError as error:  # the other parts are checked all the same
-            more, count = [_unread(folder, error).message], 0
+    for check in (_store, _labels):
+        more, count = _part(check, run)
         problems, files = problems + [line for line in more if line not in problems], files + count
-    return problems, files
+    if problems and _changing(run):
+        problems.append(f"{folder}: {_CHANGING}")
+    more, count = _part(_students, run)
+    return [*problems, *(line for line in more if line not in problems)], files + count
+
+
+def _part(check: Callable[[Run], Found], run: Run) -> Found:
+    """One that cannot be read is a problem, and the other parts are checked all the same."""
+    try:
+        return check(run)
+    except UserError as error:
+        return [error.message], 0
+    except OSError as error:
+        return [_unread(run.folder, error).message], 0
+
+
+def _changing(run: Run) -> bool:
+    """Whether a run's files are, or were just now, made again: its record goes first, and comes last."""
+    try:
+        return at_work(run.folder) or open_run(run.folder).record != run.record
+    except UserError:
+        return False
 
 
 def _store(run: Run) -> Found:

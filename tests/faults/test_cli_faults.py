@@ -22,6 +22,7 @@ import pytest
 from PIL import Image
 
 from distill.cli.entry import run as _run
+from distill.report.runs import Run, damaged_files, locked, open_run
 
 TINY = """
 name = "tiny"
@@ -582,6 +583,31 @@ def test_verify_passes_over_a_run_that_never_began(
     found = distill("verify", str(member.parent))
     assert found.code == 2
     assert f"{member}: not a run folder" in found.err
+
+
+def test_verify_does_not_blame_files_that_are_being_written(
+    distill: Command, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the store is exported in another format: its record goes, its files are made again, its record comes."""
+    next((run / "logits").glob("view*")).unlink()
+    with locked(run):
+        found = distill("verify", str(run))
+    assert found.code == 2
+    assert f"{run}: another process is at work there" in found.err
+    assert "wait until that has ended, then verify it again" in found.err
+
+    def finished_meanwhile(checked: Run) -> list[str]:
+        problems = damaged_files(checked)
+        open_run(checked.folder).forget("export")
+        return problems
+
+    with monkeypatch.context() as patch:
+        patch.setattr("distill.stages.verify.damaged_files", finished_meanwhile)
+        assert "another process is at work there, or was until now" in distill("verify", str(run)).err
+    found = distill("verify", str(run))
+    assert found.code == 2
+    assert "another process" not in found.err
+    assert "restore these files" in found.err
 
 
 def test_a_damaged_manifest_says_how_to_make_it_again(distill: Command, run: Path) -> None:
