@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from distill.errors import BilevelError
+from distill.models.maps import network_name
 from distill.seeding import seeded
 
 AUTOCAST = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -157,7 +158,7 @@ def classifier(model: nn.Module) -> nn.Linear:
     head = named() if named is not None else None
     if not isinstance(head, nn.Linear):
         raise BilevelError(
-            f"last-layer: the classifier of {type(model).__name__} is {type(head).__name__}, expected a linear layer",
+            f"last-layer: the classifier of {network_name(model)} is {type(head).__name__}, expected a linear layer",
             cure='set teacher.labels.estimator = "auto".',
         )
     return head

@@ -24,6 +24,7 @@ from distill.stages.trial import (
     Shape,
     opened,
     try_export,
+    try_last_layer,
     try_more_teachers,
     try_network,
     try_online,
@@ -127,6 +128,9 @@ def trials(
     if shape is not None and labels.rule in LEARNED_RULES:
         start = (shape[2], labels.true_class_mass, labels.parametrisation)
         parts.append((["start", *start], partial(check_start, *start)))
+        if labels.estimator == "last-layer":
+            named = _network(teacher, shape, weights=False)
+            parts.append((["last layer", named], partial(try_last_layer, teacher, shape)))
     inside = sorted(needs(student.loss) - {"logits", "labels"})
     if shape is not None and students:
         stored = [recipe.export.k, recipe.export.features, recipe.export.maps]

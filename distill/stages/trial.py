@@ -10,6 +10,7 @@ from typing import Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from distill.bilevel.hygiene import classifier
 from distill.data.loader import open_data
 from distill.errors import UserError
 from distill.models import zoo
@@ -144,6 +145,17 @@ def beside_logits(recipe: Recipe, shape: Shape) -> tuple[int, list[tuple[int, in
         return width, []
     with placed("[export] maps: "):
         return width, [stage.size for stage in find_stages(model, images)]
+
+
+def try_last_layer(teacher: TeacherRecipe, shape: Shape) -> None:
+    """Tries whether a teacher whose label gradient is to run through its last layer alone has one.
+
+    Raises:
+        BilevelError: it has several, or none that is linear.
+    """
+    model, _ = _built("teacher", teacher, shape)
+    with placed("[teacher.labels] estimator: "):
+        classifier(model)
 
 
 def _try_inside(table: str, stage: StageRecipe, shape: Shape, wanted: frozenset[Need]) -> None:

@@ -215,6 +215,14 @@ def test_a_teacher_whose_store_cannot_be_written_is_not_trained(
     assert not list(tmp_path.iterdir())
 
 
+def test_check_refuses_the_last_layer_of_a_network_without_a_single_one(tiny: Callable[..., Recipe]) -> None:
+    """The network itself is named, not what enlarges its images."""
+    fields = ("teacher.model=efficientvim_m1", "teacher.labels.rule=class", "teacher.labels.estimator=last-layer")
+    problems = check_plan(tiny(*fields), "tiny.toml").problems
+    said = "[teacher.labels] estimator: last-layer: the classifier of EfficientViM is "
+    assert [problem[: len(said)] for problem in problems] == [said]
+
+
 def test_what_the_losses_of_a_grid_have_in_common_is_said_without_an_arm(tiny: Callable[..., Recipe]) -> None:
     fields = ("student.model=efficientvim_m1", 'compare.losses=["fitnet"]', "export.features=true")
     recipe = armed(tiny, {"a": (), "b": ("teacher.epochs=1",)}, *fields)
