@@ -17,6 +17,7 @@ from distill.labels.phases import Phases
 from distill.labels.predicted import Elr, Joint, Pencil
 from distill.labels.rules import LabelRule
 from distill.labels.tables import LabelTable, Parametrisation, class_table, instance_table
+from distill.labels.temperature import Temperature
 from distill.recipe.labels import LEARNED_RULES, LabelsRecipe
 
 SNAPSHOTS = 5  # of the labels, spread over the epochs
@@ -139,7 +140,7 @@ def _instance_rows(images: Images, mass: float, parametrisation: Parametrisation
 
 
 def _learned(labels: LabelsRecipe, images: Images) -> Learned:
-    pulls = Pulls(**labels.pulls.model_dump(exclude={"ema_decay", "learn_confusions"}))
+    pulls = Pulls(**labels.pulls.model_dump(exclude={"ema_decay", "learn_confusions", "learn_temperature"}))
     confusions = None
     if labels.pulls.learn_confusions:
         confusions = Confusions(images.classes, labels.true_class_mass, images.device)
@@ -151,6 +152,7 @@ def _learned(labels: LabelsRecipe, images: Images) -> Learned:
         prior_step=labels.prior_step,
         pulls=pulls if pulls != Pulls() else None,
         confusions=confusions,
+        temperature=Temperature(images.device) if labels.pulls.learn_temperature else None,
         divergence=labels.divergence,
         answer_entropy=labels.answer_entropy,
         backend=labels.backend,

@@ -13,8 +13,10 @@ from distill.kernels import dispatch, reference
 from distill.labels.confusions import Confusions
 from distill.labels.history import History
 from distill.labels.optim import OptimizerName, RowOptimizer, row_optimizer
+from distill.labels.proximal import proximal_labels
 from distill.labels.rules import check_logits, entropy
 from distill.labels.tables import LabelTable, initial_labels, restore, rows_exist
+from distill.labels.temperature import Temperature
 from distill.store.labels import LearnedLabels
 
 _TINY = 1e-30  # below any probability that matters, above 0
@@ -32,25 +34,39 @@ class Pulls:
             its say, l its likelihood: y_0, or learned `Confusions`. It is the E step of expectation maximisation for
             wrong labels (Bekker and Goldberger, ICASSP 2016).
         entropy: of -H(y), towards softness.
+        proximal: their step is taken from where it ends (`proximal.py`), so that no label overshoots.
     """
 
     start: float = 0.0
     answers: float = 0.0
     posterior: float = 0.0
     entropy: float = 0.0
+    proximal: bool = False
 
     @property
     def read_answers(self) -> bool:
         """Whether `derivative` wants the network's answers."""
         return self.answers > 0 or self.posterior > 0
 
-    def derivative(self, labels: Tensor, start: Tensor, answers: Tensor | None, likelihood: Tensor) -> Tensor:
-        """dL/dy of their sum: y, y_0, p and l, [B, C] each -> [B, C]. KL(q || y) has -q / y."""
+    @property
+    def weight(self) -> float:
+        """Of all that has a label to draw to."""
+        return self.start + self.answers + self.posterior
+
+    def towards(self, start: Tensor, answers: Tensor | None, q: Tensor | None) -> Tensor:
+        """The mean of what labels are drawn to: y_0, p and q, [B, C] each; None where it is not known -> [B, C]."""
+        total = self.start * start
+        if answers is not None and q is not None:
+            total = total + self.answers * answers + self.posterior * q
+        return total / total.sum(-1, keepdim=True).clamp_min(_TINY)
+
+    def derivative(self, labels: Tensor, start: Tensor, answers: Tensor | None, q: Tensor | None) -> Tensor:
+        """dL/dy of their sum: y, y_0, p and q, [B, C] each -> [B, C]. KL(q || y) has -q / y."""
         y = labels.clamp_min(_TINY)
         total = self.entropy * (y.log() + 1) - self.start * start / y
-        if answers is None:
+        if answers is None or q is None:
             return total
-        return total - (self.answers * answers + self.posterior * posterior(answers, likelihood)) / y
+        return total - (self.answers * answers + self.posterior * q) / y
 
 
 def posterior(answers: Tensor, likelihood: Tensor) -> Tensor:
@@ -70,6 +86,7 @@ class Learned:
         prior_step: label step of the table's class prior, where it has one.
         pulls: what else draws the labels; None: nothing.
         confusions: the given labels' likelihoods in the posterior, learned as the labels are; None: y_0.
+        temperature: of the answers in the posterior, learned as the labels are; None: 1.
         divergence: the network is trained by KL(y || p), as in the paper: "forward"; or by KL(p || y), as in PENCIL (Yi
             and Wu, arXiv 1903.07788): "reverse".
         answer_entropy: weight of H(p) in its loss, which is brought down; PENCIL's beta.
@@ -79,7 +96,8 @@ class Learned:
 
     Raises:
         BilevelError: the backend cannot work on the table, or the optimiser has no momentum.
-        DataError: pulls on labels that are parameters themselves, where KL has no bound.
+        DataError: pulls on labels that are parameters themselves, where KL has no bound; or proximal ones on rows
+            that are no logits, or whose step is not plain SGD's.
     """
 
     def __init__(
@@ -92,6 +110,7 @@ class Learned:
         prior_step: float = 0.0,
         pulls: Pulls | None = None,
         confusions: Confusions | None = None,
+        temperature: Temperature | None = None,
         divergence: Literal["forward", "reverse"] = "forward",
         answer_entropy: float = 0.0,
         backend: dispatch.Backend = "auto",
@@ -103,9 +122,17 @@ class Learned:
                 'learned labels: pulls on "projected" labels, whose KL has no bound',
                 cure='leave them out, or set parametrisation = "softmax".',
             )
+        known_step = table.parametrisation == "softmax" and optimizer == "sgd" and momentum == 0
+        if pulls is not None and pulls.proximal and not (known_step and pulls.weight > 0 and pulls.entropy == 0):
+            raise DataError(
+                "learned labels: proximal pulls, expected rows that are logits, plain SGD, a pull towards labels and "
+                "none towards softness",
+                cure="leave proximal out.",
+            )
         self.table = table
         self.pulls = pulls
         self.confusions = confusions
+        self.temperature = temperature
         self.divergence = divergence
         self.answer_entropy = answer_entropy
         self.backend = dispatch.choose(backend, table.phi)
@@ -195,9 +222,7 @@ class Learned:
         rows = self.table.rows(indices, given)
         gradient = self._phi_gradient(rows, labels, gradient, scale)
         if self.pulls is not None:
-            start = initial_labels(self.table, rows).to(labels.dtype)
-            pull = self.pulls.derivative(labels, start, answers, self._likelihood(rows, start, answers))
-            gradient = gradient + self.table.gradient(labels, self.table.given[rows], pull)
+            gradient = gradient + self._pull(rows, labels, gradient, answers)
         if (still := self.table.still) is not None:
             gradient = gradient.masked_fill(still[rows].unsqueeze(1), 0.0)
         self._update(self.optimizer, self.table.kind == "class", rows, gradient, shares)
@@ -208,15 +233,37 @@ class Learned:
             self._update(self.prior_optimizer, True, self.table.given[rows], gradient, shares)
         self.table.project_(rows)
 
-    def _likelihood(self, rows: Tensor, start: Tensor, answers: Tensor | None) -> Tensor:
-        """Of the given labels, for each true class, [B, C]: y_0, or what is known of them by now, which it adds to."""
-        if self.confusions is None or answers is None:
-            return start
+    def _pull(self, rows: Tensor, labels: Tensor, judged: Tensor, answers: Tensor | None) -> Tensor:
+        """dL/dphi of the pulls, [B, C]; proximal ones start where the judge's step, along `judged` [B, C], ends.
+
+        Where a row is moved by several images of a batch, each is taken as if it came alone.
+        """
+        assert self.pulls is not None
+        start = initial_labels(self.table, rows).to(labels.dtype)
+        q = None if answers is None else self._posterior(rows, start, answers)
+        if not self.pulls.proximal:
+            derivative = self.pulls.derivative(labels, start, answers, q)
+            return self.table.gradient(labels, self.table.given[rows], derivative)
+        target = self.pulls.towards(start, answers, q)
+        step = torch.stack([optimizer.step for optimizer, _ in self._steps]).sum()  # its prior moves a label too
+        after = proximal_labels(self.table.logits(rows) - step * judged, target, step * self.pulls.weight)
+        return self.pulls.weight * (after - target)
+
+    def _posterior(self, rows: Tensor, start: Tensor, answers: Tensor) -> Tensor:
+        """q, [B, C], by what is known by now of the given labels' likelihoods and of how sure answers may be.
+
+        Both are learned from it, too; the rows of images that are known to be right do not count.
+        """
         given = self.table.given[rows]
-        likelihood = self.confusions.likelihood(given).to(start.dtype)
         counted = None if self.table.still is None else ~self.table.still[rows]
-        self.confusions.count(posterior(answers, likelihood), given, counted)
-        return likelihood
+        likelihood = start if self.confusions is None else self.confusions.likelihood(given).to(start.dtype)
+        if self.temperature is not None:
+            self.temperature.count(answers, likelihood, counted)
+            answers = self.temperature(answers)
+        q = posterior(answers, likelihood)
+        if self.confusions is not None:
+            self.confusions.count(q, given, counted)
+        return q
 
     def _phi_gradient(self, rows: Tensor, labels: Tensor, gradient: Tensor, scale: Tensor | float) -> Tensor:
         """scale * dL_meta/dphi, [B, C]."""
@@ -250,8 +297,9 @@ class Learned:
     def end_epoch(self, epoch: int, epochs: int) -> None:
         """See `LabelRule`."""
         self.history.end_epoch(epoch, epochs, self.table.all_labels())
-        if self.confusions is not None:
-            self.confusions.end_epoch()
+        for known in (self.confusions, self.temperature):
+            if known is not None:
+                known.end_epoch()
 
     def averaged(self) -> Tensor:
         """Mean of the labels over the last epochs, [R, C]; today's labels before the first of them ended."""
@@ -275,4 +323,6 @@ class Learned:
 
     def _tensors(self) -> dict[str, Tensor]:
         own = {"phi": self.table.phi} | ({} if self.table.prior is None else {"prior": self.table.prior})
-        return own if self.confusions is None else own | self.confusions.tensors()
+        for known in (self.confusions, self.temperature):
+            own |= {} if known is None else known.tensors()
+        return own

@@ -115,6 +115,10 @@ class LabelTable:
         still = None if self.still is None else self.still[rows]
         return self._probabilities(self.phi[rows], self.given[rows], still)
 
+    def logits(self, rows: Tensor) -> Tensor:
+        """What a label is the softmax of, the prior's part included: int64 [B] -> [B, C]. "softmax" only."""
+        return self._with_prior(self.phi[rows], self.given[rows], None if self.still is None else self.still[rows])
+
     def all_labels(self) -> Tensor:
         """Every row's label, [R, C]."""
         return self._probabilities(self.phi, self.given, self.still)
@@ -146,10 +150,13 @@ class LabelTable:
             at = given.unsqueeze(1)
             rest = torch.softmax(phi.scatter(1, at, -math.inf), dim=-1) * (1.0 - self.mass)
             return rest.scatter(1, at, self.mass)
+        return torch.softmax(self._with_prior(phi, given, still), dim=-1)
+
+    def _with_prior(self, phi: Tensor, given: Tensor, still: Tensor | None) -> Tensor:
         if self.prior is None:
-            return torch.softmax(phi, dim=-1)
+            return phi
         prior = self.prior[given]
-        return torch.softmax(phi + (prior if still is None else prior.masked_fill(still.unsqueeze(1), 0.0)), dim=-1)
+        return phi + (prior if still is None else prior.masked_fill(still.unsqueeze(1), 0.0))
 
 
 def class_table(

@@ -114,6 +114,8 @@ def _teacher_inputs(recipe: Recipe) -> dict[str, Any]:
     pencil = teacher["labels"].get("pencil", {})
     for table, name in (
         (pulls, "learn_confusions"),
+        (pulls, "learn_temperature"),
+        (pulls, "proximal"),
         (teacher["labels"], "freeze_patience"),
         (teacher["labels"], "known_mass"),
         (pencil, "keep_meta"),

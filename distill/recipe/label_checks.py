@@ -161,17 +161,7 @@ def _rows(labels: LabelsRecipe, learned: Sequence[str]) -> Iterator[str]:
             f"[teacher.labels] meta_loss_q: found {labels.meta_loss_q:g}, where (1 - p^q) / q drowns in rounding; "
             f"expected 0, the cross-entropy, or {_LEAST_Q:g} to 1"
         )
-    pulls = labels.pulls
-    if pulls.ema_decay and not (pulls.answers or pulls.posterior):
-        yield (
-            f"[teacher.labels.pulls] ema_decay: found {pulls.ema_decay:g}, but labels are pulled to no answers; give "
-            "answers or posterior a weight, or leave it out"
-        )
-    if pulls.learn_confusions and not pulls.posterior:
-        yield (
-            "[teacher.labels.pulls] learn_confusions: found true, but labels are pulled to no posterior, which alone "
-            "reads them; give posterior a weight, or leave it out"
-        )
+    yield from _pulls(labels)
     if labels.parametrisation == "projected" and any(labels.pulls.model_dump().values()):
         yield (
             '[teacher.labels.pulls]: given with parametrisation = "projected", where their KL has no bound; '
@@ -182,3 +172,31 @@ def _rows(labels: LabelsRecipe, learned: Sequence[str]) -> Iterator[str]:
             f'[teacher.labels] parametrisation: found "{labels.parametrisation}", expected "softmax" for the rule '
             '"class+instance", whose rows are sums of logits'
         )
+
+
+def _pulls(labels: LabelsRecipe) -> Iterator[str]:
+    """What pulls ask of each other and of the label rows."""
+    pulls = labels.pulls
+    place = "[teacher.labels.pulls]"
+    if pulls.ema_decay and not (pulls.answers or pulls.posterior):
+        yield (
+            f"{place} ema_decay: found {pulls.ema_decay:g}, but labels are pulled to no answers; give "
+            "answers or posterior a weight, or leave it out"
+        )
+    for name, reads_it in (("learn_confusions", "them"), ("learn_temperature", "it")):
+        if getattr(pulls, name) and not pulls.posterior:
+            yield (
+                f"{place} {name}: found true, but labels are pulled to no posterior, which alone "
+                f"reads {reads_it}; give posterior a weight, or leave it out"
+            )
+    if not pulls.proximal:
+        return
+    if labels.parametrisation != "softmax" or labels.optimizer != "sgd" or labels.momentum:
+        yield (
+            f'{place} proximal: found true, expected parametrisation = "softmax", optimizer = "sgd" and momentum = 0 '
+            "beside it: it knows where these steps end"
+        )
+    if pulls.entropy:
+        yield f"{place} proximal: found true with entropy = {pulls.entropy:g}, which draws to no label; leave one out"
+    if not (pulls.start or pulls.answers or pulls.posterior):
+        yield f"{place} proximal: found true, but labels are pulled to none; give one a weight, or leave it out"

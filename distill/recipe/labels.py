@@ -110,6 +110,15 @@ class PullsRecipe(Table):
         default=False,
         description="Posterior: in place of y_0, how often each class is given as which, estimated after each epoch.",
     )
+    learn_temperature: bool = Field(
+        default=False,
+        description="Posterior: how much less sure p is made first, by the temperature that makes given labels "
+        "likeliest, estimated after each epoch.",
+    )
+    proximal: bool = Field(
+        default=False,
+        description="Their step is taken from where it ends, so that labels do not overshoot however large it is.",
+    )
     entropy: _Weight = Field(default=0.0, description="Of -H(y): towards softness.")
     ema_decay: float = Field(
         default=0.0,

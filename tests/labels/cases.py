@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.kernels.dispatch import Backend
-from distill.labels.learned import Learned
+from distill.labels.learned import Learned, Pulls
 from distill.labels.tables import Kind, LabelTable, Parametrisation, class_table, instance_table
 
 CPU = torch.device("cpu")
@@ -42,11 +42,12 @@ def learned(
     dtype: torch.dtype = torch.float32,
     device: torch.device = CPU,
     backend: Backend = "auto",
+    pulls: Pulls | None = None,
 ) -> Learned:
     """A rule over such a table."""
     rows = table(kind, parametrisation, device)
     rows.phi = rows.phi.to(dtype)
-    return Learned(rows, backend=backend, **OPTIMIZERS[optimizer])
+    return Learned(rows, backend=backend, pulls=pulls, **OPTIMIZERS[optimizer])
 
 
 def images(*rows: int) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from distill.recipe.schema import LabelRule, Recipe
 
 DEFAULT = parse_recipe("", "r.toml")
 LEARNED = ("teacher.labels.rule=instance",)
+PROXIMAL = (*LEARNED, "teacher.labels.pulls.proximal=true", "teacher.labels.pulls.posterior=1")
 HELD_OUT = (*LEARNED, "teacher.labels.meta=held-out")
 JOINED = (*HELD_OUT, "teacher.labels.meta_joins=always", "data.meta=20")
 
@@ -86,6 +87,12 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     ((*LEARNED, "teacher.labels.pulls.posterior=0.2", "views.mixup=1"), "[teacher.labels.pulls] posterior"),
     ((*LEARNED, "teacher.labels.pulls.ema_decay=0.9"), "[teacher.labels.pulls] ema_decay"),
     ((*LEARNED, "teacher.labels.pulls.learn_confusions=true"), "[teacher.labels.pulls] learn_confusions"),
+    ((*LEARNED, "teacher.labels.pulls.learn_temperature=true"), "[teacher.labels.pulls] learn_temperature"),
+    ((*LEARNED, "teacher.labels.pulls.proximal=true"), "[teacher.labels.pulls] proximal"),
+    ((*PROXIMAL, "teacher.labels.pulls.entropy=0.1"), "[teacher.labels.pulls] proximal"),
+    ((*PROXIMAL, "teacher.labels.momentum=0.5"), "[teacher.labels.pulls] proximal"),
+    ((*PROXIMAL, "teacher.labels.optimizer=adam"), "[teacher.labels.pulls] proximal"),
+    ((*PROXIMAL, "teacher.labels.parametrisation=fixed-mass"), "[teacher.labels.pulls] proximal"),
     ((*LEARNED, "teacher.labels.divergence=reverse", "views.mixup=1"), "[teacher.labels] divergence"),
     (
         (*LEARNED, "teacher.labels.divergence=reverse", "teacher.labels.estimator=unrolled"),

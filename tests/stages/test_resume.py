@@ -68,7 +68,7 @@ def same(a: Path, b: Path) -> bool:
         ("next-batch", 0.5, "true", ()),
         ("held-out", 0.5, "true", ("answers=0.3", "ema_decay=0.9")),
         ("next-batch", 0.5, "false", ("posterior=0.3", "ema_decay=0.9")),
-        ("held-out", 0.5, "false", ("posterior=0.3", "learn_confusions=true")),
+        ("held-out", 0.5, "false", ("posterior=0.3", "learn_confusions=true", "learn_temperature=true")),
     ],
 )
 @pytest.mark.parametrize(("epoch", "step"), [(0, 2), (1, 4), (2, 1)])
