@@ -48,17 +48,12 @@ class Pulls:
         """Whether `derivative` wants the network's answers."""
         return self.answers > 0 or self.posterior > 0
 
-    @property
-    def weight(self) -> float:
-        """Of all that has a label to draw to."""
-        return self.start + self.answers + self.posterior
-
     def towards(self, start: Tensor, answers: Tensor | None, q: Tensor | None) -> Tensor:
-        """The mean of what labels are drawn to: y_0, p and q, [B, C] each; None where it is not known -> [B, C]."""
+        """The labels that they draw to, times their weights: y_0, p and q, [B, C] each -> [B, C]."""
         total = self.start * start
-        if answers is not None and q is not None:
-            total = total + self.answers * answers + self.posterior * q
-        return total / total.sum(-1, keepdim=True).clamp_min(_TINY)
+        if answers is None or q is None:
+            return total
+        return total + self.answers * answers + self.posterior * q
 
     def derivative(self, labels: Tensor, start: Tensor, answers: Tensor | None, q: Tensor | None) -> Tensor:
         """dL/dy of their sum: y, y_0, p and q, [B, C] each -> [B, C]. KL(q || y) has -q / y."""
@@ -123,10 +118,9 @@ class Learned:
                 cure='leave them out, or set parametrisation = "softmax".',
             )
         known_step = table.parametrisation == "softmax" and optimizer == "sgd" and momentum == 0
-        if pulls is not None and pulls.proximal and not (known_step and pulls.weight > 0 and pulls.entropy == 0):
+        if pulls is not None and pulls.proximal and not (known_step and pulls.entropy == 0):
             raise DataError(
-                "learned labels: proximal pulls, expected rows that are logits, plain SGD, a pull towards labels and "
-                "none towards softness",
+                "learned labels: proximal pulls, expected rows that are logits, plain SGD and no pull towards softness",
                 cure="leave proximal out.",
             )
         self.table = table
@@ -244,10 +238,11 @@ class Learned:
         if not self.pulls.proximal:
             derivative = self.pulls.derivative(labels, start, answers, q)
             return self.table.gradient(labels, self.table.given[rows], derivative)
-        target = self.pulls.towards(start, answers, q)
+        towards = self.pulls.towards(start, answers, q)
+        weight = towards.sum(-1, keepdim=True)
         step = torch.stack([optimizer.step for optimizer, _ in self._steps]).sum()  # its prior moves a label too
-        after = proximal_labels(self.table.logits(rows) - step * judged, target, step * self.pulls.weight)
-        return self.pulls.weight * (after - target)
+        begin, target = self.table.logits(rows) - step * judged, towards / weight.clamp_min(_TINY)
+        return weight * proximal_labels(begin, target, step * weight) - towards
 
     def _posterior(self, rows: Tensor, start: Tensor, answers: Tensor) -> Tensor:
         """q, [B, C], by what is known by now of the given labels' likelihoods and of how sure answers may be.

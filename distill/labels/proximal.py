@@ -30,7 +30,7 @@ def proximal_labels(phi: Tensor, target: Tensor, step: Tensor) -> Tensor:
     Args:
         phi: logits from before the step, [..., C].
         target: t, [..., C], rows that sum to 1.
-        step: a, not negative, [].
+        step: a, not negative, [] or one for each row, [..., 1].
 
     Returns:
         [..., C], of phi's type.

@@ -85,6 +85,13 @@ def test_with_a_class_prior_it_ends_short_of_the_target() -> None:
     torch.testing.assert_close(rule.labels(*at), answers, rtol=0, atol=0.05)
 
 
+def test_without_answers_there_is_nothing_to_be_drawn_to() -> None:
+    rule = Learned(table("instance"), step=10.0, pulls=Pulls(posterior=1.0, proximal=True))
+    before, at = rule.table.phi.clone(), images(0, 3)
+    rule.learn(*at, rule.labels(*at), torch.zeros(2, C), scale=1.0)
+    assert torch.equal(before, rule.table.phi)
+
+
 def test_frozen_labels_stay() -> None:
     rule = Learned(table("instance"), step=10.0, pulls=Pulls(answers=1.0, proximal=True))
     rule.set_factor(0.0)
@@ -100,7 +107,6 @@ def test_frozen_labels_stay() -> None:
         ("softmax", "adam", Pulls(answers=1.0, proximal=True)),
         ("softmax", "momentum", Pulls(answers=1.0, proximal=True)),
         ("softmax", "sgd", Pulls(answers=1.0, entropy=0.1, proximal=True)),
-        ("softmax", "sgd", Pulls(proximal=True)),
     ],
 )
 def test_where_a_step_ends_is_known_of_plain_ones_only(parametrisation, optimizer, pulls) -> None:
