@@ -51,7 +51,7 @@ class Temperature:
 
     def end_epoch(self) -> None:
         """The likeliest from what was counted, which is then forgotten; the lower one where two are as likely."""
-        likeliest = self._tried[self._fit.argmax()]
+        likeliest = self._tried.take(self._fit.argmax())  # an index would wait for the device
         self.value.copy_(torch.where((self._fit != 0).any(), likeliest, self.value))
         self._fit.zero_()
 

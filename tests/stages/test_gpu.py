@@ -40,6 +40,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "instance, normalised rows": ("rule=instance", "optimizer=normalised"),
     "instance, projected": ("rule=instance", "parametrisation=projected"),
     "robust": ("settings=robust",),
+    "proximal": ("settings=robust", "pulls.proximal=true", "pulls.learn_temperature=true", "step=10"),
     "judges trained on": ("rule=instance", "divergence=reverse", "pulls.posterior=1", "meta_joins=always"),
     "pulls, next batch": ("rule=instance", "meta=next-batch", "pulls.answers=0.3", "momentum=0.5"),
     "fixed mass": ("rule=class", "parametrisation=fixed-mass"),
