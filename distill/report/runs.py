@@ -307,6 +307,8 @@ def _opened_lock(path: Path) -> IO[str]:
     Not read-only whenever it is there: NFS locks exclusively only what is open for writing.
     """
     try:
+        if path.is_fifo():  # opening it would wait for somebody to read it
+            raise StoreError(f"{path}: is a named pipe, expected the run's lock, a file", cure="delete it.")
         with suppress(PermissionError):
             return path.open("a")
         return path.open()

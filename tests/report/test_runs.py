@@ -9,9 +9,9 @@ from typing import IO
 
 import pytest
 
-from distill.errors import RunError
+from distill.errors import RunError, StoreError
 from distill.recipe.schema import Recipe
-from distill.report.runs import RECORD, find_run, locked, make_run, open_run
+from distill.report.runs import LOCK, RECORD, find_run, locked, make_run, open_run
 
 
 def test_a_name_is_a_runs_before_it_is_another_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,6 +30,12 @@ def test_a_name_is_a_runs_before_it_is_another_folders(tmp_path: Path, monkeypat
     assert find_run("pets", checkpoints) == Path("pets")
     with pytest.raises(RunError, match="nobody: no such run folder"):
         find_run("nobody", checkpoints)
+
+
+def test_a_named_pipe_in_the_locks_place_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / LOCK)
+    with pytest.raises(StoreError, match="named pipe"), locked(tmp_path):
+        pass
 
 
 def test_another_users_lock_is_locked_though_it_may_only_be_read(
