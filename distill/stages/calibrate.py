@@ -15,7 +15,8 @@ from torch import nn
 from distill.data.loader import ImageData, open_data
 from distill.errors import RunError, UserError
 from distill.models import zoo
-from distill.report.runs import RECORD, Run, locked, open_run
+from distill.report.lock import locked
+from distill.report.runs import RECORD, Run, open_run
 from distill.stages.common import after_scaling, as_teacher_sees, evaluator, model_spec
 from distill.stages.student import STUDENTS
 from distill.store.atomic import mendable, sha256_of

@@ -16,7 +16,8 @@ from distill.models.features import feature_width
 from distill.models.maps import Stage
 from distill.recipe.digest import export_digest
 from distill.recipe.schema import Recipe
-from distill.report.runs import Run, locked
+from distill.report.lock import locked
+from distill.report.runs import Run
 from distill.stages.answers import MEASURED, answers_of
 from distill.stages.finished import (
     STORE,

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from distill.errors import RunError
 from distill.models import zoo
 from distill.recipe.digest import digest
-from distill.report.runs import Run, locked
+from distill.report.lock import locked
+from distill.report.runs import Run
 from distill.store.atomic import is_temporary, mendable, read_json, sha256_of, writable_folder, write_bytes, write_json
 from distill.store.manifest import installed_versions
 from distill.training.device import describe_device

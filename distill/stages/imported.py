@@ -16,7 +16,8 @@ from distill.models.foreign import fit_size
 from distill.models.small import Enlarged
 from distill.recipe.checks import check_recipe
 from distill.recipe.schema import ImportedRecipe, Recipe, TeacherRecipe
-from distill.report.runs import RECORD, Run, locked, make_run, open_run
+from distill.report.lock import locked
+from distill.report.runs import RECORD, Run, make_run, open_run
 from distill.stages.checkpoints import Checkpoint, find_checkpoint
 from distill.stages.common import (
     after_scaling,

@@ -26,7 +26,8 @@ from distill.labels.phases import Settled
 from distill.labels.watch import SATURATED, Watch, cure_for, label_metrics
 from distill.recipe.checks import check_recipe
 from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
-from distill.report.runs import RECORD, Run, locked, make_run, open_run
+from distill.report.lock import locked
+from distill.report.runs import RECORD, Run, make_run, open_run
 from distill.seeding import derive, generator
 from distill.stages.bare import bare_classes
 from distill.stages.common import (

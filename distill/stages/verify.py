@@ -10,9 +10,10 @@ from pathlib import Path
 
 from distill.errors import RunError, StoreError, UserError
 from distill.recipe.digest import inputs_digest
+from distill.report.lock import LOCK, at_work
 from distill.report.published import COMPARISON
 from distill.report.results import CELLS
-from distill.report.runs import LOCK, METRICS, RECIPE, RECORD, Run, at_work, damaged_files, open_run
+from distill.report.runs import METRICS, RECIPE, RECORD, Run, damaged_files, open_run
 from distill.stages.exported import outdated
 from distill.stages.finished import STORE
 from distill.stages.recompute import Recomputed, recompute

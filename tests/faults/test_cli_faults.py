@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 
 from distill.cli.entry import run as _run
-from distill.report.runs import Run, damaged_files, locked, open_run
+from distill.report.lock import locked
+from distill.report.runs import Run, damaged_files, open_run
 
 TINY = """
 name = "tiny"

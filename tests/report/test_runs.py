@@ -11,7 +11,8 @@ import pytest
 
 from distill.errors import RunError, StoreError
 from distill.recipe.schema import Recipe
-from distill.report.runs import LOCK, RECORD, find_run, locked, make_run, open_run
+from distill.report.lock import LOCK, locked
+from distill.report.runs import RECORD, find_run, make_run, open_run
 
 
 def test_a_name_is_a_runs_before_it_is_another_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

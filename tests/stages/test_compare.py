@@ -20,7 +20,8 @@ from distill.recipe.grid import Cell, grid
 from distill.recipe.load import dump_recipe, load_recipe, override
 from distill.recipe.schema import Recipe
 from distill.report.comparison_folder import read_comparison, write_plan
-from distill.report.runs import locked, open_run
+from distill.report.lock import locked
+from distill.report.runs import open_run
 from distill.stages import cells as cells_module
 from distill.stages.compare import Compared, compare, run_one
 from distill.stages.grid import finished_cells

@@ -410,7 +410,7 @@ def test_a_state_without_a_best_epoch_leaves_no_earlier_best_weights(tiny) -> No
 
 
 def test_two_processes_do_not_share_a_run(tiny) -> None:
-    from distill.report.runs import locked
+    from distill.report.lock import locked
 
     recipe = tiny()
     with locked(Path(recipe.checkpoints) / recipe.name), pytest.raises(UserError, match="another process"):

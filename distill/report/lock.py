@@ -1,0 +1,73 @@
+"""A run folder is one process's at a time."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from distill.errors import RunError, StoreError
+from distill.store.atomic import is_temporary, mendable, writable_folder
+
+LOCK = ".lock"
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps a second process out of a run folder; the lock ends with the process, however it ends.
+
+    Raises:
+        RunError: another process is at work there.
+        StoreError: the folder cannot be written to, or the lock not be opened.
+    """
+    writable_folder(folder)
+    with _opened_lock(folder / LOCK) as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(
+                f"{folder}: another process is at work in this run folder",
+                cure="wait for it, or choose another name: --set name=...",
+            ) from error
+        _sweep(folder)
+        yield
+
+
+def at_work(folder: Path) -> bool:
+    """Whether another process is at work in a run folder; nothing is written to find out."""
+    path = folder / LOCK
+    if not path.is_file():
+        return False
+    try:
+        with path.open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # it may not be read, or its file system knows no locks
+        return False
+    return False
+
+
+def _opened_lock(path: Path) -> IO[str]:
+    """The file to lock. One that another user made may only be read, which is enough for flock.
+
+    Not read-only whenever it is there: NFS locks exclusively only what is open for writing.
+    """
+    try:
+        if path.is_fifo():  # opening it would wait for somebody to read it
+            raise StoreError(f"{path}: is a named pipe, expected the run's lock, a file", cure="delete it.")
+        with suppress(PermissionError):
+            return path.open("a")
+        return path.open()
+    except OSError as error:
+        raise mendable(path, "read", error) from error
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what a killed process was writing; with the lock held, nobody is writing now."""
+    for place in (folder, folder / "state", folder / "labels", folder / "figures"):
+        for path in place.glob(".*.tmp"):
+            if is_temporary(path.name):
+                path.unlink(missing_ok=True)
