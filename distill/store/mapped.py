@@ -19,7 +19,7 @@ from torch import Tensor
 
 from distill.errors import StoreError
 from distill.store.atomic import mendable
-from distill.store.tensors import opened, parsed_facts
+from distill.store.tensors import all_tensors, opened, parsed_facts
 
 
 class _Place(NamedTuple):
@@ -46,7 +46,7 @@ class MappedFile:
         self._handle: int | None = None
         with opened(self.path) as file:  # the library checks the header: offsets, shapes, nothing left over
             self.facts: Any = parsed_facts(self.path, file)
-            self.tensors: dict[str, Tensor] = {name: file.get_tensor(name) for name in sorted(file.keys())}
+            self.tensors: dict[str, Tensor] = all_tensors(self.path, file)
         try:
             with self.path.open("rb") as raw:
                 self._identity = _identity(raw.fileno())

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,7 +125,18 @@ def read_tensors(path: Path, device: str = "cpu") -> dict[str, Tensor]:
         StoreError: the file is missing, unreadable, truncated, or no safetensors file.
     """
     with opened(path, device) as file:
-        return {name: file.get_tensor(name) for name in sorted(file.keys())}
+        return all_tensors(path, file)
+
+
+def all_tensors(path: Path, file: Any) -> dict[str, Tensor]:
+    """`read_tensors` of an `opened` file."""
+    names = sorted(file.keys())
+    for name in names:
+        # A tensor of no numbers may have any sides for the library; torch counts with 63 bits.
+        shape = file.get_slice(name).get_shape()
+        if math.prod(max(1, side) for side in shape) >= 2**63:
+            raise StoreError(f"{path}: {name!r} is {tuple(shape)}, too large for torch", cure="The file is damaged.")
+    return {name: file.get_tensor(name) for name in names}
 
 
 def read_facts(path: Path) -> Any:

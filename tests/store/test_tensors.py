@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from distill.errors import StoreError
 from distill.store.atomic import sha256_of
+from distill.store.mapped import MappedFile
 from distill.store.tensors import digest_of, read_facts, read_tensors, write_tensors
 
 DTYPES = [
@@ -157,6 +158,16 @@ def test_hostile_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     for read in (read_tensors, read_facts):
         with pytest.raises(StoreError, match="is not a whole safetensors file"):
+            read(path)
+
+
+@pytest.mark.parametrize("shape", [[0, 2**63], [2**64 - 1, 0], [0, 2**62, 3]], ids=str)
+def test_an_empty_tensor_with_a_side_too_long_for_torch(tmp_path: Path, shape: list[int]) -> None:
+    """The library takes it, as no bytes are as many as it says."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(header({"x": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}))
+    for read in (read_tensors, MappedFile):
+        with pytest.raises(StoreError, match=r"a\.safetensors: 'x' is .*, too large for torch"):
             read(path)
 
 
