@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill.data.loader import ImageData, open_data
 from distill.errors import ModelError, StoreError
@@ -31,7 +31,6 @@ from distill.stages.common import (
 from distill.stages.held import refuse_another_teacher
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights, save_weights
-from distill.store.tensors import read_tensors
 from distill.training.device import describe_device, prepare_device
 from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out, files_read
 
@@ -151,7 +150,6 @@ def load_network(checkpoint: Checkpoint, recipe: Recipe, data: ImageData) -> nn.
         # The images' enlargement is ours, so the checkpoint knows nothing of it; unless it is an enlarged model's.
         ours = isinstance(model, Enlarged) and recipe.teacher.model != spec.architecture
         inner: nn.Module = model.body if ours else model  # type: ignore[assignment]
-        _check_types(checkpoint.weights, inner)
         load_weights(checkpoint.weights, inner)
     bad = [name for name, value in model.state_dict().items() if not bool(torch.isfinite(value).all())]
     if bad:
@@ -161,17 +159,6 @@ def load_network(checkpoint: Checkpoint, recipe: Recipe, data: ImageData) -> nn.
             cure="The training that made it diverged, or the file is damaged: take another checkpoint.",
         )
     return model
-
-
-def _check_types(path: Path, model: nn.Module) -> None:
-    """Loading would turn integers into weights in silence: a quantised file is another network's."""
-    found: Mapping[str, Tensor] = read_tensors(path)
-    for name, value in model.state_dict().items():
-        if name in found and found[name].is_floating_point() != value.is_floating_point():
-            raise StoreError(
-                f"{path}: {name!r} is {found[name].dtype}, the model's is {value.dtype}",
-                cure="Save the weights in float32, float16 or bfloat16.",
-            )
 
 
 def _notices(checkpoint: Checkpoint, recipe: Recipe, data: ImageData) -> Iterator[str]:

@@ -143,7 +143,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Loads weights into a model, every one and no other.
 
     Raises:
-        StoreError: the file is missing or damaged, or its names or shapes are not the model's.
+        StoreError: the file is missing or damaged, or its names, shapes or kinds of numbers are not the model's.
     """
     found = read_tensors(path)
     expected = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
@@ -161,4 +161,19 @@ def load_weights(path: Path, model: nn.Module) -> None:
             f"{path}: these weights belong to another model: {'; '.join(problems)}",
             cure="Use the model, the number of classes and the image size that they were trained with.",
         )
+    _check_types(path, found, expected)
     model.load_state_dict(found)
+
+
+def _check_types(path: Path, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Loading would turn integers and floats of a byte or less into weights in silence, or fail in torch: a quantised
+    file is another network's.
+    """
+    for name, value in sorted(expected.items()):
+        theirs = found[name]
+        unlike = theirs.is_floating_point() != value.is_floating_point()
+        if unlike or (theirs.is_floating_point() and theirs.itemsize < 2):
+            raise StoreError(
+                f"{path}: {name!r} is {theirs.dtype}, the model's is {value.dtype}",
+                cure="Save the weights in float32, float16 or bfloat16.",
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import nn
 
 from distill.errors import StoreError
@@ -115,3 +117,35 @@ def test_weights_cut_short(tmp_path: Path) -> None:
     (tmp_path / "w").write_bytes((tmp_path / "w").read_bytes()[:-1])
     with pytest.raises(StoreError, match="is not a whole safetensors file"):
         load_weights(tmp_path / "w", nn.Linear(3, 3))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.bool, torch.uint16, torch.float8_e4m3fn, torch.float8_e8m0fnu], ids=str
+)
+def test_weights_of_other_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Loading them would turn them into weights in silence."""
+    network = nn.BatchNorm1d(3)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    save_file({**before, "running_var": torch.ones(3).to(dtype)}, tmp_path / "w")
+    with pytest.raises(StoreError, match=f"w: 'running_var' is {dtype}, the model's is torch.float32"):
+        load_weights(tmp_path / "w", network)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    save_file({**before, "num_batches_tracked": torch.tensor(2.0)}, tmp_path / "w")
+    with pytest.raises(StoreError, match=r"'num_batches_tracked' is torch.float32, the model's is torch.int64"):
+        load_weights(tmp_path / "w", network)
+
+
+def test_packed_weights(tmp_path: Path) -> None:
+    """Two numbers a byte: torch has no way from them to weights, and said so in a traceback."""
+    head = {"weight": {"dtype": "F4", "shape": [3, 6], "data_offsets": [0, 9]}}
+    text = json.dumps(head).encode()
+    (tmp_path / "w").write_bytes(len(text).to_bytes(8, "little") + text + bytes(9))
+    with pytest.raises(StoreError, match=r"'weight' is torch.float4_e2m1fn_x2, the model's is torch.float32"):
+        load_weights(tmp_path / "w", nn.Linear(3, 3, bias=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_weights_of_other_precisions(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({"weight": torch.full((3, 3), 0.5, dtype=dtype)}, tmp_path / "w")
+    load_weights(tmp_path / "w", network := nn.Linear(3, 3, bias=False))
+    assert network.weight.tolist() == [[0.5] * 3] * 3
