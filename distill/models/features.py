@@ -36,17 +36,22 @@ def feature_width(model: nn.Module, images: Tensor) -> int:
     except (AttributeError, TypeError) as error:
         raise ModelError(f"[export] features: {name} cannot give them: {error}", cure=cure) from error
     expected, given = _logits_and_given(model, images)
-    if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=1e-4, atol=1e-4):
+    if logits.shape != expected.shape or not _close(logits, expected):
         raise ModelError(
             f"[export] features: {name}: forward_head(forward_features(x)) gives other logits than forward(x)",
             cure=cure,
         )
-    if given is None or given.shape != features.shape or not torch.allclose(given, features, rtol=1e-4, atol=1e-4):
+    if given is None or given.shape != features.shape or not _close(given, features):
         # DeiT's distilled form averages two tokens before the features, and two heads after them.
         raise ModelError(
             f"[export] features: {name}: what timm calls its features is not what one last layer is given", cure=cure
         )
     return features.shape[1]
+
+
+def _close(found: Tensor, expected: Tensor) -> bool:
+    """NaN is close to NaN: weights that diverged are no matter of features, and the export tells of them."""
+    return torch.allclose(found, expected, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def _logits_and_given(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor | None]:

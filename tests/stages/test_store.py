@@ -358,6 +358,16 @@ def test_a_network_without_features_is_refused() -> None:
         feature_width(Other(4, 3), torch.ones(1, 4))
 
 
+def test_weights_that_diverged_are_no_matter_of_features() -> None:
+    """The export tells of logits that are NaN; to do without features would not mend them."""
+    model = create(fit("resnet8", classes=7, channels=1, image_size=32)).eval()
+    images = torch.ones(2, 1, 32, 32)
+    width = feature_width(model, images)
+    model.layer2[0].bn1.running_var.fill_(-1.0)
+    assert model(images).isnan().any()
+    assert feature_width(model, images) == width
+
+
 def test_features_that_no_layer_is_given_are_refused() -> None:
     """DeiT's distilled form gives the mean of two tokens, and the mean of two heads, one on each."""
     model = create(fit("deit_tiny_distilled_patch16_224", classes=7, channels=1, image_size=32)).eval()
