@@ -15,8 +15,8 @@ from pathlib import Path
 
 from distill.errors import StoreError
 from distill.store.atomic import check_regular, mendable, sha256_of, writable_folder, write_bytes
-from distill.store.labels import read_labels
-from distill.store.manifest import LABELS, LABELS_FOLDER, MANIFEST, Digest, LabelFiles
+from distill.store.labels import read_labels, read_labels_manifest
+from distill.store.manifest import EXPORT_AGAIN, LABELS, LABELS_FOLDER, MANIFEST, Digest, LabelFiles
 from distill.store.shards import problem_with
 
 _BLOCK = 2**20
@@ -42,6 +42,19 @@ def problems_with_labels(store: Path, labels: LabelFiles | None, *, content: boo
         return []
     found = (problem_with(store / LABELS_FOLDER, file, content=content) for file in (labels.manifest, labels.tables))
     return [problem for problem in found if problem]
+
+
+def check_classes(store: Path, classes: int) -> None:
+    """That the labels in a store are over the classes of its logits: their digests do not say so.
+
+    Raises:
+        StoreError: they are over more or fewer.
+    """
+    found = read_labels_manifest(store / LABELS_FOLDER).classes
+    if found != classes:
+        raise StoreError(
+            f"{store / LABELS_FOLDER}: labels of {found} classes beside logits of {classes}", cure=EXPORT_AGAIN
+        )
 
 
 def carry_labels(source: Path, store: Path, labels: LabelFiles) -> None:

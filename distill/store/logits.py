@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import StoreError
-from distill.store.carried import problems_with_labels
+from distill.store.carried import check_classes, problems_with_labels
 from distill.store.formats.encoding import Parts
 from distill.store.formats.layout import Holds
 from distill.store.labels import LearnedLabels, read_labels
@@ -189,11 +189,12 @@ class LogitStore:
         """The labels that the teacher learned.
 
         Raises:
-            StoreError: it learned none, or they are damaged.
+            StoreError: it learned none, or they are damaged, or of other classes.
         """
         if self.manifest.labels is None:
             rule = self.manifest.origin.label_rule
             raise StoreError(f"{self.folder}: its teacher learned no labels: it was trained with {rule!r} ones")
+        check_classes(self.folder, self.classes)
         return read_labels(self.folder / LABELS_FOLDER)
 
     def _values(self, holds: Holds, indices: Tensor, views: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from distill.errors import StoreError
 from distill.store.atomic import mendable
-from distill.store.carried import problems_with_labels
+from distill.store.carried import check_classes, problems_with_labels
 from distill.store.formats.layout import Holds, row_bytes
 from distill.store.labels import verify_labels
 from distill.store.logits import file_names
@@ -51,7 +51,15 @@ def _unsound(folder: Path, manifest: Manifest) -> Iterator[str]:
             except StoreError as error:
                 yield error.message
     if manifest.labels is not None:
-        yield from verify_labels(folder / LABELS_FOLDER)
+        yield from verify_labels(folder / LABELS_FOLDER) or _of_other_classes(folder, manifest)
+
+
+def _of_other_classes(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """That sound labels are over other classes than the logits."""
+    try:
+        check_classes(folder, manifest.classes)
+    except StoreError as error:
+        yield error.message
 
 
 def _changed(folder: Path, manifest: Manifest, digest: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import pad
 
 from distill.errors import StoreError
 from distill.stages.verify import verify_path
@@ -245,3 +247,17 @@ def test_a_note_that_is_none(folder: Path, tmp_path: Path, content: bytes) -> No
     LogitStore.open(store)
     with written(shard, shard.read_bytes()[:-1] + b"x"), pytest.raises(StoreError, match="is damaged"):
         LogitStore.open(store)
+
+
+def test_labels_of_other_classes(tmp_path: Path) -> None:
+    """Right digests throughout, and a student would have met rows that do not fit its logits."""
+    labels = cases.learned()
+    wider = {name: pad(getattr(labels, name), (0, 1)) for name in ("labels", "averaged")}
+    trajectory = {epoch: pad(table, (0, 1)) for epoch, table in labels.trajectory.items()}
+    classes = labels.labels.shape[1]
+    write_labels(tmp_path / "labels", dataclasses.replace(labels, **wider, trajectory=trajectory), {})
+    store = cases.export(tmp_path / "s", labels=tmp_path / "labels")
+    message = f"{store / 'labels'}: labels of {classes + 1} classes beside logits of {classes}"
+    with pytest.raises(StoreError, match=re.escape(message)):
+        LogitStore.open(store).labels()
+    assert verify_store(store) == [message]
