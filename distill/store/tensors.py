@@ -167,6 +167,7 @@ def opened(path: Path, device: str = "cpu") -> Iterator[Any]:
     check_regular(path)
     try:
         with safe_open(path, framework="pt", device=device) as file:
+            _check_header(path)
             yield file
     except SafetensorError as error:
         raise StoreError(
@@ -174,3 +175,20 @@ def opened(path: Path, device: str = "cpu") -> Iterator[Any]:
         ) from error
     except OSError as error:
         raise mendable(path, "read", error) from error
+
+
+def _check_header(path: Path) -> None:
+    """That no name stands twice, which the format forbids and the library lets pass: readers differ in which counts.
+
+    Raises:
+        StoreError: one does.
+    """
+    with path.open("rb") as raw:
+        length = int.from_bytes(raw.read(8), "little")
+        text = raw.read(length)
+    try:
+        parse_json(text.decode())
+    except ValueError as error:
+        raise StoreError(
+            f"{path}: is not a whole safetensors file: {error}", cure="The file is damaged or was changed."
+        ) from error

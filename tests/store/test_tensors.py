@@ -125,6 +125,9 @@ def test_reading_is_a_private_map(tmp_path: Path) -> None:
     assert found.tolist() == [1, 1, 1, 1]
 
 
+WHOLE = b'{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]}'
+
+
 def header(content: dict[str, Any] | bytes, data: bytes = b"") -> bytes:
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
     return len(text).to_bytes(8, "little") + text + data
@@ -151,6 +154,9 @@ def header(content: dict[str, Any] | bytes, data: bytes = b"") -> bytes:
         header({"x": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, b"\0" * 8),
         header(b"[" * 100_000),
         header({"__metadata__": {"facts": 3}}),
+        header(b'{"x":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"x":%b}' % WHOLE, b"\0" * 8),
+        header(b'{"__metadata__":{"facts":"1"},"__metadata__":{"facts":"2"},"x":%b}' % WHOLE, b"\0" * 8),
+        header(b'{"__metadata__":{"facts":"1","facts":"2"},"x":%b}' % WHOLE, b"\0" * 8),
     ],
 )
 def test_hostile_files_are_refused(tmp_path: Path, content: bytes) -> None:
