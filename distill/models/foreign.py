@@ -19,6 +19,7 @@ from distill.models.spec import Json, ModelSpec, check_arguments, resolve
 
 _SAID_APART = ("num_classes", "in_chans")  # of model_args: `classes` and `channels` here
 _LARGEST = 1e6  # of a mean or a deviation, whatever its unit
+_MOST = 2**24  # of classes, channels or pixels a side
 
 
 @dataclass(frozen=True)
@@ -175,8 +176,8 @@ class _Told:
             raise ModelError(f"{self.where}: {error.message}", cure=error.cure) from error
 
     def count(self, field: str, found: Any, least: int) -> int:
-        if type(found) is not int or not least <= found <= 2**24:
-            raise self.wrong(field, found, f"an integer of at least {least}")
+        if type(found) is not int or not least <= found <= _MOST:
+            raise self.wrong(field, found, f"an integer from {least} to {_MOST:,}")
         return found
 
     def numbers(self, field: str, found: Any, channels: int, *, positive: bool = False) -> tuple[float, ...]:

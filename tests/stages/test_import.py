@@ -440,6 +440,7 @@ def test_weights_that_do_not_fit(recipe, tmp_path: Path, change, error: str) -> 
         ({"architecture": "enlarged", "model_args": {"base": "local-dir:evil", "size": 9}}, "neither one of timm's"),
         ({"model_args": {"nonsense": 1}}, "does not take 3 x 8 x 8 images: .*nonsense"),
         ({"model_args": {"in_chans": 0}}, "in_chans: found '0'"),
+        ({"model_args": {"img_size": 10**9}}, "input_size: found .*, expected an integer from 1 to 16,777,216"),
         ({"pretrained_cfg": {"mean": [0.5, "x", 0.5]}}, "mean: found"),
         ({"pretrained_cfg": {"std": [0.5, 0.0, 0.5]}}, "std: found"),
         ({"pretrained_cfg": {"std": [10**400]}}, "std: found"),
