@@ -34,12 +34,16 @@ class StopRequest:
 
 @contextmanager
 def listen_for_stop() -> Iterator[StopRequest]:
-    """Catches SIGINT and SIGTERM inside the body. In other threads Python allows no handler; nothing is caught."""
+    """Catches SIGINT and SIGTERM inside the body, but for one that is ignored: by nohup, a shell's `&`, a worker.
+
+    In other threads Python allows no handler; nothing is caught.
+    """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request.ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, request.ask) for number in heard}
     try:
         yield request
     finally:
