@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,7 +32,20 @@ def locked(folder: Path) -> Iterator[None]:
                 f"{folder}: another process is at work in this run folder",
                 cure="wait for it, or choose another name: --set name=...",
             ) from error
-        _sweep(folder)
+        # With the lock held nobody is writing now, but who draws.
+        for place in (folder, folder / "state", folder / "labels", folder / "figures"):
+            _sweep(place)
+        yield
+
+
+@contextmanager
+def drawing(folder: Path) -> Iterator[None]:
+    """Keeps whoever takes the run's lock from sweeping away what is being written to one of its folders without it.
+
+    Any number of processes may draw in a folder at once. What killed ones left over there goes first, if nobody does.
+    """
+    _sweep(folder)
+    with _flocked(folder, fcntl.LOCK_SH):
         yield
 
 
@@ -66,8 +80,29 @@ def _opened_lock(path: Path) -> IO[str]:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what a killed process was writing; with the lock held, nobody is writing now."""
-    for place in (folder, folder / "state", folder / "labels", folder / "figures"):
-        for path in place.glob(".*.tmp"):
+    """Removes what a killed process was writing, unless others are drawing there."""
+    if not folder.is_dir():
+        return
+    with suppress(BlockingIOError, PermissionError), _flocked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        for path in folder.glob(".*.tmp"):
             if is_temporary(path.name):
                 path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _flocked(folder: Path, how: int) -> Iterator[None]:
+    """Locks the folder itself, which leaves no file behind; where its file system cannot, nobody is kept out.
+
+    Raises:
+        BlockingIOError: another process stands against it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, how)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
+        yield
+    finally:
+        os.close(handle)

@@ -25,12 +25,14 @@ from distill.report.labels import (
     left_classes,
     most_confused,
 )
+from distill.report.lock import drawing
 from distill.report.runs import METRICS, Run
 from distill.stages.finished import STORE
 from distill.stages.label_data import LabelRows, label_rows, labels_of, no_learned_labels
 from distill.stages.relations import PICTURE, relate
 from distill.stages.student import STUDENTS
 from distill.store.atomic import writable_folder, write_bytes
+from distill.store.labels import LearnedLabels
 from distill.store.manifest import LABELS_FOLDER
 from distill.training.events import Event, Listener
 
@@ -69,6 +71,20 @@ def look_at_labels(
     if labels is None:
         raise no_learned_labels(run)
     folder = _place(run, out)
+    with drawing(folder):
+        return _look(run, recipe, labels, listener, folder, top, against)
+
+
+def _look(
+    run: Run,
+    recipe: Recipe,
+    labels: LearnedLabels,
+    listener: Listener,
+    folder: Path,
+    top: int,
+    against: Run | None,
+) -> LabelReport:
+    """See `look_at_labels`; the files go to `folder`."""
     # First, as it may be refused: then nothing has been written.
     relation = None if against is None else relate(run, recipe, against, listener, folder)
     seen = label_rows(run, recipe, labels, listener)
@@ -115,9 +131,10 @@ def draw_suspects(teacher: Run) -> Path | None:
     if labels is None or labels.kind != "instance":
         return None
     seen = label_rows(teacher, teacher.recipe, labels, _silent)
-    path = teacher.folder / FIGURES / SHEET
-    _draw_sheet(path, seen, seen.order[:TOP], planted=_judged(teacher, seen) is not None)
-    return path
+    folder = writable_folder(teacher.folder / FIGURES)
+    with drawing(folder):
+        _draw_sheet(folder / SHEET, seen, seen.order[:TOP], planted=_judged(teacher, seen) is not None)
+    return folder / SHEET
 
 
 def _silent(event: Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 from typing import IO
@@ -11,7 +12,7 @@ import pytest
 
 from distill.errors import RunError, StoreError
 from distill.recipe.schema import Recipe
-from distill.report.lock import LOCK, locked
+from distill.report.lock import LOCK, drawing, locked
 from distill.report.runs import RECORD, find_run, make_run, open_run
 
 
@@ -54,6 +55,32 @@ def test_another_users_lock_is_locked_though_it_may_only_be_read(
     monkeypatch.setattr(Path, "open", not_writable)
     with locked(tmp_path), pytest.raises(RunError, match="another process"), locked(tmp_path):
         pass
+
+
+def test_what_a_killed_process_was_writing_goes_with_the_next_lock_unless_somebody_draws(tmp_path: Path) -> None:
+    figures = tmp_path / "figures"
+    figures.mkdir()
+    places = [folder / f".a.png.{0:016x}.tmp" for folder in (tmp_path, figures)]
+    for path in places:
+        path.touch()
+    with drawing(figures):
+        assert [path.exists() for path in places] == [True, False]
+        places[1].touch()
+        with locked(tmp_path), drawing(figures):
+            assert [path.exists() for path in places] == [False, True]
+    with locked(tmp_path):
+        assert not places[1].exists()
+
+
+def test_where_folders_cannot_be_locked_nobody_is_kept_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_lock(handle: int, how: int) -> None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    left = tmp_path / f".a.png.{0:016x}.tmp"
+    left.touch()
+    monkeypatch.setattr(fcntl, "flock", no_lock)
+    with drawing(tmp_path):
+        assert not left.exists()
 
 
 def test_a_name_may_begin_at_home_and_may_not_be_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

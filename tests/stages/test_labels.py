@@ -19,6 +19,7 @@ from distill.data.loader import open_data
 from distill.errors import RunError, StoreError
 from distill.recipe.schema import Recipe
 from distill.report.label_report import LabelReport
+from distill.report.lock import locked
 from distill.report.runs import Run, make_run, open_run
 from distill.stages.common import teacher_inputs
 from distill.stages.labels import draw_suspects, look_at_labels
@@ -272,6 +273,27 @@ def test_an_interruption_leaves_no_half_file(tiny: Callable[..., Recipe], monkey
         look(run)
     assert {path.name for path in (run.folder / "figures").iterdir()} == {"suspected_errors.png"}
     assert drawn(run.folder / "figures") == {"suspected_errors.png"}
+
+
+def test_who_takes_the_runs_lock_meanwhile_sweeps_nothing_away(
+    tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`distill labels` beside a teacher or an export that goes on: it draws without the run's lock."""
+    run = finished(tiny(), cured(tiny()))
+    left = writable_folder(run.folder / "figures") / f".label_epochs.png.{0:016x}.tmp"
+    left.touch()
+    replace, met = Path.replace, []
+
+    def beside_another(path: Path, target: Path) -> Path:
+        with locked(run.folder):
+            met.append(target.name)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", beside_another)
+    look(run)
+    assert drawn(run.folder / "figures") == PICTURES <= set(met)
+    assert not left.exists()  # of a killed one
+    draw_suspects(open_run(run.folder))
 
 
 def test_another_place(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
