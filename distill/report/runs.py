@@ -153,6 +153,10 @@ class Run:
             write_bytes(path, text)
         self.recipe = recipe
 
+    def reread(self) -> None:
+        """Takes over what other processes have recorded since the folder was opened; for who has its lock by now."""
+        self.record = open_run(self.folder).record
+
     def _replace(self, record: RunRecord) -> None:
         write_json(self.folder / RECORD, record.model_dump(mode="json"))
         self.record = record

@@ -71,6 +71,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         return folder
     check_k(recipe, data.source.name, data.num_classes)
     with locked(run.folder):
+        run.reread()
         began = time.monotonic()
         model = load_teacher(recipe, data, weights, device)
         rows, labels = stored_rows(data), learned_labels(run)

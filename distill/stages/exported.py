@@ -90,6 +90,7 @@ def export_student(run: Run, kind: Kind) -> Exported:
     folder = run.folder / EXPORTED
     path, metadata = folder / _FILES[kind], folder / f"{_FILES[kind]}.json"
     with locked(run.folder):
+        run.reread()
         if run.done(stage, wanted) and _is_whole(run, stage):
             difference = run.metrics(stage)["largest_difference"]
             return Exported(path, kind, difference, metadata, skipped=True)

@@ -125,6 +125,13 @@ def test_is_made_once_and_again_when_it_is_damaged(student: Callable[..., Run]) 
     assert verify_path(run.folder) == 4
 
 
+def test_keeps_what_another_process_has_recorded_since_the_run_was_opened(student: Callable[..., Run]) -> None:
+    run = student()
+    open_run(run.folder).add_metrics("student", {"test_nll_scaled": 2.5})
+    export_student(run, "torch-export")
+    assert open_run(run.folder).metrics("student")["test_nll_scaled"] == 2.5
+
+
 def test_verify_notices_a_damaged_file_and_other_weights(student: Callable[..., Run]) -> None:
     run = student()
     result = export_student(run, "torch-export")

@@ -391,6 +391,14 @@ def test_an_export_that_cannot_be_keeps_the_store(tiny, teacher: Run, monkeypatc
     assert verify_path(teacher.folder) > 6
 
 
+def test_an_export_keeps_what_another_process_has_recorded_since_its_run_was_opened(tiny, teacher: Run) -> None:
+    """`distill calibrate`, while the export was still reading its images."""
+    opened, recipe = open_run(teacher.folder), tiny(*SHORT, "export.format=int8")
+    open_run(teacher.folder).add_metrics("teacher", {"test_nll_scaled": 2.5})
+    export_teacher(opened, recipe, ignore)
+    assert open_run(teacher.folder).metrics("teacher")["test_nll_scaled"] == 2.5
+
+
 def test_check_tells_the_size_of_each_format(tiny) -> None:
     sizes = {name: check_plan(tiny(*change), "tiny.toml").plan["export"] for name, change in FORMATS.items()}
     rows = 3 * 260
