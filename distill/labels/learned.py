@@ -13,7 +13,7 @@ from distill.kernels import dispatch, reference
 from distill.labels.confusions import Confusions
 from distill.labels.history import History
 from distill.labels.optim import OptimizerName, RowOptimizer, row_optimizer
-from distill.labels.proximal import proximal_labels
+from distill.labels.proximal import MOST, proximal_labels
 from distill.labels.rules import check_logits, entropy
 from distill.labels.tables import LabelTable, initial_labels, restore, rows_exist
 from distill.labels.temperature import Temperature
@@ -230,7 +230,8 @@ class Learned:
     def _pull(self, rows: Tensor, labels: Tensor, judged: Tensor, answers: Tensor | None) -> Tensor:
         """dL/dphi of the pulls, [B, C]; proximal ones start where the judge's step, along `judged` [B, C], ends.
 
-        Where a row is moved by several images of a batch, each is taken as if it came alone.
+        Where a row is moved by several images of a batch, each is taken as if it came alone. Step times weight counts
+        up to `MOST` only.
         """
         assert self.pulls is not None
         start = initial_labels(self.table, rows).to(labels.dtype)
@@ -242,7 +243,8 @@ class Learned:
         weight = towards.sum(-1, keepdim=True)
         step = torch.stack([optimizer.step for optimizer, _ in self._steps]).sum()  # its prior moves a label too
         begin, target = self.table.logits(rows) - step * judged, towards / weight.clamp_min(_TINY)
-        return weight * proximal_labels(begin, target, step * weight) - towards
+        taken = torch.minimum(weight, MOST / step)
+        return taken * proximal_labels(begin, target, step * taken) - towards * (taken / weight.clamp_min(_TINY))
 
     def _posterior(self, rows: Tensor, start: Tensor, answers: Tensor) -> Tensor:
         """q, [B, C], by what is known by now of the given labels' likelihoods and of how sure answers may be.

@@ -14,6 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MOST = 1e4
+"""The largest step worth taking: it ends at the target but for a thousandth or so. A larger one multiplies what float32
+rounds of t - y', and so moves logits by as much as it should move them, or by far more."""
+
 _LEAST = 1e-6  # a smaller step's label is the one from before it, to the digits of float32
 _LOWEST = -600.0  # exp of it is still above 0 in float64
 _ROUNDS, _OMEGA_ROUNDS = 12, 4

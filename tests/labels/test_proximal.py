@@ -77,6 +77,16 @@ def test_no_label_overshoots(kind) -> None:
     torch.testing.assert_close(ends[True], answers, rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize(("size", "weight"), [(1e4, 1.0), (1e6, 1e3), (1e6, 1e6)])
+def test_the_largest_steps_of_float32_end_at_the_target_too(size: float, weight: float) -> None:
+    rule = Learned(table("instance"), step=size, pulls=Pulls(answers=0.5 * weight, start=0.5 * weight, proximal=True))
+    at, answers = images(*range(N)), noise(2, N, C).softmax(-1)
+    start = torch.full((N, C), 0.1).scatter_(1, GIVEN.unsqueeze(1), 0.7)
+    for _ in range(3):
+        rule.learn(*at, rule.labels(*at), torch.zeros(N, C), scale=1.0, answers=answers)
+        torch.testing.assert_close(rule.labels(*at), (start + answers) / 2, rtol=0, atol=2e-3)
+
+
 def test_with_a_class_prior_it_ends_short_of_the_target() -> None:
     rows = instance_table(IMAGES, GIVEN, C, 0.7, CPU, with_prior=True)
     rule = Learned(rows, step=50.0, prior_step=50.0, pulls=Pulls(answers=1.0, proximal=True))
