@@ -14,7 +14,7 @@ from distill.store.labels import LearnedLabels
 
 SATURATED = 0.999  # a label this sure hardly moves any more: its gradient is y (1 - y)
 _MOST_SATURATED, _MOST_MOVED, _NEARLY_UNIFORM, _CROWDED, _LEAST_LEFT = 0.5, 0.5, 0.95, 2.0, 0.1
-ENOUGH = 10  # given labels of a class that may be said to have been left: fewer can all be wrong
+ENOUGH = 10  # labels of a class that may be said to have been left, or crowded into: fewer can all be wrong, or right
 
 
 def label_metrics(
@@ -22,10 +22,10 @@ def label_metrics(
 ) -> dict[str, float]:
     """Of the training images: shares of right, moved and saturated labels, entropy in nats, crowding, what is left.
 
-    `labels_crowding` is how many times as many labels as given ones the class has that gained most, `labels_left` the
-    one that lost most, of those with ten or more. Both are 1 where nothing moved, C and 0 where all of balanced
-    classes' labels have become one class. Where given labels are wrong, `suspects_precision` is the share of moved
-    labels that were, `suspects_recall` the share of wrong ones that moved.
+    `labels_crowding` is how many times as many labels as given ones the class has that gained most, of those with ten
+    labels or more by now, `labels_left` the one that lost most, of those that were given ten or more. Both are 1 where
+    nothing moved, C and 0 where all of balanced classes' labels have become one class. Where given labels are wrong,
+    `suspects_precision` is the share of moved labels that were, `suspects_recall` the share of wrong ones that moved.
 
     Args:
         labels: given and true ones, of all images of the source.
@@ -55,7 +55,7 @@ def label_metrics(
     return against | {
         "labels_moved": float(moved.double().mean()),
         "labels_saturated": float((kept.confidence[rows] > SATURATED).double().mean()),
-        "labels_crowding": float((counts / at_first.clamp(min=1)).max()),
+        "labels_crowding": max((counts / at_first.clamp(min=1))[counts >= ENOUGH].tolist(), default=1.0),
         "labels_left": min((counts / at_first)[at_first >= ENOUGH].tolist(), default=1.0),
         "label_entropy": float(torch.cat(parts)[rows].mean()),
     }

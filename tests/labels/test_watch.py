@@ -37,7 +37,7 @@ def test_by_hand() -> None:
             "labels_right": 1.0,
             "labels_moved": 0.5,
             "labels_saturated": 0.25,
-            "labels_crowding": 2.0,
+            "labels_crowding": 1.0,  # two labels where one was given are no crowd
             "labels_left": 1.0,
             "label_entropy": entropy,
             "suspects_precision": 1.0,
@@ -124,3 +124,27 @@ def test_what_collapses_is_told_once(change: dict[str, float], message: str) -> 
 
 def test_labels_that_begin_sure_are_not_said_to_saturate() -> None:
     assert Watch(3, CURE, saturated_at_first=True)(SOUND | {"labels_saturated": 1.0}) == []
+
+
+def small_classes(*of_each: int, became: int, images: int) -> dict[str, float]:
+    """Metrics of classes of so many images each, when this class has got these many of the next one's too."""
+    given = torch.cat([torch.full((count,), number) for number, count in enumerate(of_each)])
+    learned = given.clone()
+    learned[torch.nonzero(given != became)[:images, 0]] = became
+    table, rows = torch.eye(len(of_each))[learned], torch.arange(len(given))
+    kept = LearnedLabels("instance", table, table, rows, given, rows >= 0)
+    return label_metrics(Labels(given, given), rows, kept)
+
+
+@pytest.mark.parametrize("of_last", [0, 1])
+def test_a_rare_class_that_gains_a_label_or_two_is_no_crowd(of_last: int) -> None:
+    """One image of three that are of it was given as it, or none: to put the others right is what labels learn for."""
+    metrics = small_classes(40, 30, of_last, became=2, images=3 - of_last)
+    assert metrics["labels_crowding"] == 1.0
+    assert not any("crowd" in told for told in Watch(3, CURE)(metrics))
+
+
+def test_many_small_classes_that_become_one_are_told_of() -> None:
+    metrics = small_classes(*[4] * 30, became=7, images=116)
+    assert metrics["labels_crowding"] == 30.0
+    assert any("crowd into one class: it has 30.0 times" in told for told in Watch(30, CURE)(metrics))
