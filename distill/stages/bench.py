@@ -27,7 +27,7 @@ from distill.errors import BilevelError
 from distill.labels.learned import Learned
 from distill.recipe.schema import LEARNED_RULES, Recipe
 from distill.stages.run_grid import duration
-from distill.stages.teacher import TeacherTask
+from distill.stages.teacher_task import TeacherTask
 from distill.training.device import prepare_device
 from distill.training.events import Listener, Notice
 from distill.training.memory import peak_bytes

@@ -28,7 +28,7 @@ from distill.stages.bare import bare_classes
 from distill.stages.common import fit_model
 from distill.stages.finished import stored_rows
 from distill.stages.settling import settle_student
-from distill.stages.teacher import training_rows
+from distill.stages.teacher_task import training_rows
 from distill.stages.trial import KNOWN, beside_logits
 from distill.store.atomic import check_place
 from distill.store.formats.layout import half_columns, logit_columns, row_bytes

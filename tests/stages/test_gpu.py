@@ -16,7 +16,8 @@ from distill.report.runs import open_run
 from distill.stages.bench import bench
 from distill.stages.pipeline import run_pipeline
 from distill.stages.student_task import StudentTask
-from distill.stages.teacher import TeacherTask, train_teacher
+from distill.stages.teacher import train_teacher
+from distill.stages.teacher_task import TeacherTask
 from distill.stages.verify import verify_path
 from distill.store.labels import read_labels
 from distill.training.interrupt import Interrupted

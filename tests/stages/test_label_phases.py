@@ -11,7 +11,8 @@ import torch
 from distill.data.loader import open_data
 from distill.errors import RecipeError
 from distill.recipe.checks import check_recipe
-from distill.stages.teacher import TeacherTask, all_rows, train_teacher
+from distill.stages.teacher import train_teacher
+from distill.stages.teacher_task import TeacherTask, all_rows
 from distill.store.checkpoint import load_state, save_state
 from distill.store.labels import LearnedLabels, read_labels
 from distill.training.interrupt import Interrupted

@@ -16,7 +16,7 @@ from distill.stages.finished import load_teacher
 from distill.stages.pipeline import run_pipeline
 from distill.stages.student import train_student
 from distill.stages.student_task import StudentTask
-from distill.stages.teacher import TeacherTask
+from distill.stages.teacher_task import TeacherTask
 from distill.stages.teachers import StoredTeaching
 from distill.store.logits import LogitStore
 from distill.training.events import Event

@@ -19,7 +19,7 @@ from distill.cli.entry import run as run_command
 from distill.errors import BilevelError, StoreError, UserError
 from distill.recipe.load import dump_recipe, override
 from distill.report.runs import open_run
-from distill.stages import teacher as teacher_stage
+from distill.stages import teacher_task
 from distill.stages.export import export_teacher
 from distill.stages.pipeline import run_pipeline, run_teacher
 from distill.stages.student import train_student
@@ -127,7 +127,7 @@ def test_the_estimator_is_chosen_again_after_1_2_4_epochs(tiny) -> None:
 
 
 def test_a_choice_that_fails_later_leaves_the_estimator(tiny, monkeypatch) -> None:
-    real, asked, told = teacher_stage.choose_estimator, [], []
+    real, asked, told = teacher_task.choose_estimator, [], []
 
     def fails_later(*given):
         asked.append(given)
@@ -135,7 +135,7 @@ def test_a_choice_that_fails_later_leaves_the_estimator(tiny, monkeypatch) -> No
             raise BilevelError("no estimator passes")
         return real(*given)
 
-    monkeypatch.setattr(teacher_stage, "choose_estimator", fails_later)
+    monkeypatch.setattr(teacher_task, "choose_estimator", fails_later)
     run = train_teacher(tiny(), lambda event: told.append(str(event)))
     assert run.record.stages["teacher"]
     assert len(asked) == 3
