@@ -16,6 +16,7 @@ import pytest
 from distill.cli import entry
 from distill.cli.entry import STOP, Outlet, run
 from distill.errors import StoreError
+from distill.training.interrupt import STOPS
 
 SHELL = f'distill() {{ "{sys.executable}" -m distill "$@"; }}; '
 
@@ -33,19 +34,24 @@ def shell(line: str, folder: Path, **environment: str) -> subprocess.CompletedPr
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def heard() -> None:
+    """What nohup, or a shell that starts the tests in the background, has ignored, a child would inherit."""
+    for number in STOPS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("number", STOPS)
 @pytest.mark.parametrize("seconds", [0.3, 1.5])
 def test_a_signal_outside_of_training_says_one_line(number: signal.Signals, seconds: float, tmp_path: Path) -> None:
     (tmp_path / "r.toml").touch()
     command = [sys.executable, "-m", "distill", "check", "r.toml"]  # imports torch, which takes seconds
-    # A shell that starts the tests in the background has SIGINT ignored, and a child would inherit that.
     process = subprocess.Popen(
         command,
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heard,
     )
     time.sleep(seconds)
     process.send_signal(number)

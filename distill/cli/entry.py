@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TextIO
 
 from distill.cli.output import print_json
 from distill.errors import UserError
+from distill.training.interrupt import STOPS
 
 _PLACE = "Check that the place exists, may be written to and is not full."
 
@@ -29,8 +30,8 @@ class Stop:
         self.asked = False
 
     def listen(self) -> None:
-        """Catches SIGINT and SIGTERM from now on; one that the caller (nohup, a shell's `&`) ignores stays ignored."""
-        for number in (signal.SIGINT, signal.SIGTERM):
+        """Catches `STOPS` from now on; one that the caller (nohup, a shell's `&`) ignores stays ignored."""
+        for number in STOPS:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self.ask)
         # What a half-finished import or a destructor has to say about being interrupted helps nobody.
@@ -89,7 +90,7 @@ def main() -> NoReturn:
         sys.stderr.flush()
     except KeyboardInterrupt:  # between two lines above
         code = 130
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
     if STOP.asked:
         # No tidying up of half-imported modules; and Python, where the signal met an exec(), would end by SIGINT.

@@ -27,6 +27,11 @@ class Splits:
     meta: Tensor
     test: Tensor
 
+    @property
+    def teachable(self) -> Tensor:
+        """The training and the meta images, [N], ascending: all that a network may be trained on."""
+        return torch.cat([self.train, self.meta]).sort().values
+
 
 def shuffled(indices: Tensor, seed: int, purpose: str, *numbers: int) -> Tensor:
     """`indices` [n] in an order that depends only on the seed, the purpose, the numbers and n."""

@@ -302,6 +302,10 @@ class Learned:
         """Mean of the labels over the last epochs, [R, C]; today's labels before the first of them ended."""
         return self.history.averaged(self.table.all_labels())
 
+    def metrics(self) -> dict[str, float]:
+        """What is known of the answers by now, for an epoch's line."""
+        return {} if self.temperature is None else {"answers_temperature": float(self.temperature.value)}
+
     def kept(self) -> LearnedLabels:
         """See `LabelRule`."""
         return self.history.kept(self.table, self.table.all_labels(), self.optimizer.touched)

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from distill.data.noise import Labels
+from distill.labels.temperature import TEMPERATURES
 from distill.recipe.labels import LEARNED_RULES, LabelsRecipe
 from distill.store.labels import LearnedLabels
 
 SATURATED = 0.999  # a label this sure hardly moves any more: its gradient is y (1 - y)
 _MOST_SATURATED, _MOST_MOVED, _NEARLY_UNIFORM, _CROWDED, _LEAST_LEFT = 0.5, 0.5, 0.95, 2.0, 0.1
+_COLLAPSES = {"moved", "uniform", "crowded", "left"}
 ENOUGH = 10  # labels of a class that may be said to have been left, or crowded into: fewer can all be wrong, or right
 
 
@@ -98,6 +100,11 @@ class Watch:
         self.told |= {name for name, _ in found}
         return [sentence for _, sentence in found]
 
+    def collapsed(self, metrics: Mapping[str, float]) -> bool:
+        """Whether labels look after an epoch as if they had left what they say for good, told before or not."""
+        ill = {name for name, _ in self._problems(metrics)} if "labels_moved" in metrics else set()
+        return bool(ill & _COLLAPSES)
+
     def _problems(self, metrics: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         if metrics["labels_saturated"] > _MOST_SATURATED:
             yield (
@@ -128,6 +135,13 @@ class Watch:
                 "left",
                 f"labels leave a class: it has {metrics['labels_left']:.0%} of as many as were given; unless so many "
                 f"of them are wrong, try {self.cure}",
+            )
+        if metrics.get("answers_temperature", 1.0) >= TEMPERATURES[-1]:
+            yield (
+                "unsure",
+                f"answers are taken at a temperature of {TEMPERATURES[-1]:g}, the highest: they explain the given "
+                "labels so badly that labels are hardly pulled to them; if it stays so, try a longer warmup_epochs, "
+                "more epochs, or pulls.learn_temperature = false",
             )
 
     def state_dict(self) -> dict[str, list[str]]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import ModelError
+from distill.models.maps import network_name
 
 
 def logits_and_features(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,7 +31,7 @@ def feature_width(model: nn.Module, images: Tensor) -> int:
     Raises:
         ModelError: the model has not timm's interface, or computes something else in `forward`.
     """
-    name, cure = type(model).__name__, "Export without features: [export] features = false."
+    name, cure = network_name(model), "Export without features: [export] features = false."
     try:
         logits, features = logits_and_features(model, images)
     except (AttributeError, TypeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 
 from distill.recipe.labels import ANSWER_RULES, LEARNED_RULES, LabelsRecipe, reads
@@ -191,11 +192,13 @@ def _pulls(labels: LabelsRecipe) -> Iterator[str]:
             )
     if not pulls.proximal:
         return
-    if labels.parametrisation != "softmax" or labels.optimizer != "sgd" or labels.momentum:
-        yield (
-            f'{place} proximal: found true, expected parametrisation = "softmax", optimizer = "sgd" and momentum = 0 '
-            "beside it: it knows where these steps end"
-        )
+    needs = (("parametrisation", "softmax"), ("optimizer", "sgd"), ("momentum", 0))
+    for name, expected in needs:
+        if (found := getattr(labels, name)) != expected:
+            yield (
+                f"{place} proximal: found true beside [teacher.labels] {name} = {json.dumps(found)}, expected "
+                f"{name} = {json.dumps(expected)}: it knows where such steps end"
+            )
     if pulls.entropy:
         yield f"{place} proximal: found true with entropy = {pulls.entropy:g}, which draws to no label; leave one out"
     if not (pulls.start or pulls.answers or pulls.posterior):

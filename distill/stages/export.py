@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from distill.data.loader import ImageData, open_data
 from distill.data.views import view_count
@@ -59,51 +59,62 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     """
     device = prepare_device(recipe)
     data = open_data(recipe, progress=files_read(listener))
-    weights, weights_sha256 = teacher_weights(run, recipe, data)
-    wanted = export_digest(recipe, weights_sha256)
     folder = run.folder / STORE
-    origin = origin_of(data, recipe, weights_sha256)
-    if run.done("export", wanted) and _is_whole(folder, origin):
-        _measure_an_old_one(run, data, recipe)
-        with locked(run.folder):
-            run.keep_recipe(recipe.model_copy(update={"name": run.record.name}))
-        listener(StageSkipped("export", str(run.folder), "already exported with the same inputs"))
-        return folder
-    check_k(recipe, data.source.name, data.num_classes)
     with locked(run.folder):
         run.reread()
+        weights, weights_sha256 = teacher_weights(run, recipe, data)
+        wanted, origin = export_digest(recipe, weights_sha256), origin_of(data, recipe, weights_sha256)
+        ours = recipe.model_copy(update={"name": run.record.name})
+        if run.done("export", wanted) and _is_whole(folder, origin):
+            run.keep_recipe(ours)
+            listener(StageSkipped("export", str(run.folder), "already exported with the same inputs"))
+            return folder
+        check_k(recipe, data.source.name, data.num_classes)
         began = time.monotonic()
-        model = load_teacher(recipe, data, weights, device)
-        rows, labels = stored_rows(data), learned_labels(run)
+        model, labels = load_teacher(recipe, data, weights, device), learned_labels(run)
         _refuse_another_store(folder, origin)
-        features, stages = _beside(model, data, recipe, rows, device)
+        features, stages = _beside(model, data, recipe, device)
         # From here on the store that is there may go.
         run.forget("export")
-        run.keep_recipe(recipe.model_copy(update={"name": run.record.name}))
-        writer = LogitWriter(
-            folder,
-            origin=origin,
-            indices=rows,
-            classes=len(data.source.classes),
-            views=view_count(recipe.views),
-            format=recipe.export.format,
-            shard_rows=recipe.export.shard_rows,
-            k=recipe.export.k,
-            features=features,
-            maps=[stage.size for stage in stages] if stages else None,
-            labels=labels,
-            device=device.type,
-            overwrite=True,
-        )
-        _write_missing(writer, model, data, recipe, rows, device, stages, listener)
+        run.keep_recipe(ours)
+        writer = _writer(folder, origin, data, recipe, device, features, stages, labels)
+        _write_missing(writer, model, data, recipe, device, stages, listener)
         files = _digests(folder, writer.finish())
         size = sum((run.folder / name).stat().st_size for name in files)
-        metrics = {"megabytes": size / 1e6, "rows": float(rows.numel()), **_measured(folder, data, recipe)}
+        metrics = {"megabytes": size / 1e6, "rows": float(writer.plan.rows), **_measured(folder, data, recipe)}
         metrics["seconds"] = time.monotonic() - began
         run.finish("export", wanted, metrics, files, describe_device(device))
         done = StageDone("export", str(run.folder), metrics["seconds"], run.metrics("export"))
         fan_out(MetricsFile(run.folder / "metrics.jsonl"), listener)(done)
     return folder
+
+
+def _writer(
+    folder: Path,
+    origin: Origin,
+    data: ImageData,
+    recipe: Recipe,
+    device: torch.device,
+    features: int | None,
+    stages: Sequence[Stage],
+    labels: Path | None,
+) -> LogitWriter:
+    """Of the store that the recipe asks for, with what is whole there already."""
+    return LogitWriter(
+        folder,
+        origin=origin,
+        indices=stored_rows(data),
+        classes=data.num_classes,
+        views=view_count(recipe.views),
+        format=recipe.export.format,
+        shard_rows=recipe.export.shard_rows,
+        k=recipe.export.k,
+        features=features,
+        maps=[stage.size for stage in stages] if stages else None,
+        labels=labels,
+        device=device.type,
+        overwrite=True,
+    )
 
 
 def _measured(folder: Path, data: ImageData, recipe: Recipe) -> dict[str, float]:
@@ -116,16 +127,6 @@ def _measured(folder: Path, data: ImageData, recipe: Recipe) -> dict[str, float]
     if recipe.views.mixes:
         return {MEASURED: found[MEASURED]}
     return found if recipe.data.truth_known else {name: v for name, v in found.items() if name != "answers_right"}
-
-
-def _measure_an_old_one(run: Run, data: ImageData, recipe: Recipe) -> None:
-    """Exports of earlier versions of this program were not measured; nothing else about theirs changes."""
-    stage = run.record.stages["export"]
-    if MEASURED in stage.metrics:
-        return
-    with locked(run.folder):
-        metrics = {**stage.metrics, **_measured(run.folder / STORE, data, recipe), "seconds": stage.seconds}
-        run.finish("export", stage.digest, metrics, stage.files, stage.machine.get("device", ""))
 
 
 def check_k(recipe: Recipe, source: str, classes: int) -> None:
@@ -175,10 +176,10 @@ def _refuse_another_store(folder: Path, origin: Origin) -> None:
 
 
 def _beside(
-    model: nn.Module, data: ImageData, recipe: Recipe, rows: Tensor, device: torch.device
+    model: nn.Module, data: ImageData, recipe: Recipe, device: torch.device
 ) -> tuple[int | None, tuple[Stage, ...]]:
     """What is stored beside the logits: the features' width D, None for none; the stages whose maps are."""
-    width = None
+    width, rows = None, stored_rows(data)
     if recipe.export.features:
         width = feature_width(model, few_images(data, recipe, rows, device))
     return width, map_stages(model, data, recipe, rows, device) if recipe.export.maps else ()
@@ -189,12 +190,11 @@ def _write_missing(
     model: nn.Module,
     data: ImageData,
     recipe: Recipe,
-    rows: Tensor,
     device: torch.device,
     stages: Sequence[Stage],
     listener: Listener,
 ) -> None:
-    missing, features = writer.missing(), writer.plan.features is not None
+    rows, missing, features = stored_rows(data), writer.missing(), writer.plan.features is not None
     total = view_count(recipe.views) * rows.numel()
     done = total - sum(piece.stop - piece.start for piece in missing)
 

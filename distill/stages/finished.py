@@ -186,7 +186,7 @@ def imported_by(recipe: Recipe) -> list[str]:
 
 def stored_rows(data: ImageData) -> Tensor:
     """Source indices whose logits are stored: all that a student may train on, int64 [R], ascending."""
-    return torch.cat([data.splits.train, data.splits.meta]).sort().values
+    return data.splits.teachable
 
 
 def origin_of(data: ImageData, recipe: Recipe, weights_sha256: str) -> Origin:

@@ -30,12 +30,7 @@ from distill.training.events import Listener, Notice
 
 def training_rows(data: ImageData, labels: LabelsRecipe) -> Tensor:
     """Source indices that the teacher is trained on, int64 [N]; the meta images too unless they judge the labels."""
-    return data.splits.train if _judged_by_meta_images(labels) else all_rows(data)
-
-
-def all_rows(data: ImageData) -> Tensor:
-    """Source indices of the training and the meta images, int64 [N]."""
-    return torch.cat([data.splits.train, data.splits.meta]).sort().values
+    return data.splits.train if _judged_by_meta_images(labels) else data.splits.teachable
 
 
 def _judged_by_meta_images(labels: LabelsRecipe) -> bool:
@@ -56,7 +51,7 @@ class TeacherTask:
         self.epochs = teacher.epochs
         self.rows = training_rows(data, teacher.labels)
         judged = _judged_by_meta_images(teacher.labels)
-        self.joined = all_rows(data) if judged and teacher.labels.meta_joins != "never" else None
+        self.joined = data.splits.teachable if judged and teacher.labels.meta_joins != "never" else None
         self.batch_size = teacher.batch_size
         self.steps = steps_per_epoch(self.rows.numel(), self.batch_size)
         self.spec, self.model, self.optimizer = build_network(teacher, "teacher", data, recipe.seed, device)
@@ -200,12 +195,14 @@ class TeacherTask:
         metrics = today = label_metrics(self.data.labels, train, kept, truth_known=truth)
         if kept is not None and self.recipe.teacher.labels.average_epochs > 1:  # what is exported must decide nothing
             today = label_metrics(self.data.labels, train, replace(kept, averaged=kept.labels), truth_known=truth)
-        for problem in self._watch(today):
+        learned = self.rule.metrics() if isinstance(self.rule, Learned) else {}
+        for problem in self._watch(today | learned):
             self.listener(Notice(problem))
         if self._settled.end_epoch(today.get("labels_moved", 0.0)):
             waited = "an epoch" if self._settled.patience == 1 else f"{self._settled.patience} epochs"
-            self.listener(Notice(f"labels have settled: no more of them have moved for {waited}; they stay"))
-        return metrics
+            ill = ", collapsed as they are" if self._watch.collapsed(today) else ""
+            self.listener(Notice(f"labels have settled: no more of them have moved for {waited}; they stay{ill}"))
+        return metrics | learned
 
     def check(self) -> None:
         """See `Task`."""

@@ -33,8 +33,9 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA
 def serve(pipe: Connection) -> None:
     """A worker's life: runs the cells that come through the pipe, one after the other, and answers with outcomes."""
     os.dup2(2, 1)  # the program's standard output may be one JSON object
-    # Ctrl-C reaches every process of a terminal; who is to stop is for the program to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a terminal's end reach every process of it; who is to stop is for the program to say.
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, jobs), daemon=True).start()
     while True:

@@ -135,7 +135,8 @@ def all_tensors(path: Path, file: Any) -> dict[str, Tensor]:
         # A tensor of no numbers may have any sides for the library; torch counts with 63 bits.
         shape = file.get_slice(name).get_shape()
         if math.prod(max(1, side) for side in shape) >= 2**63:
-            raise StoreError(f"{path}: {name!r} is {tuple(shape)}, too large for torch", cure="The file is damaged.")
+            found = f"{tuple(shape)}" if len(shape) <= 8 else f"of {len(shape):,} dimensions"
+            raise StoreError(f"{path}: {name!r} is {found}, too large for torch", cure="The file is damaged.")
     return {name: file.get_tensor(name) for name in names}
 
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM finish the running step, save, and leave; a second Ctrl-C leaves at once."""
+"""Ctrl-C, SIGTERM and a closed terminal finish the running step, save, and leave; a second Ctrl-C leaves at once."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that ask to stop: Ctrl-C, a scheduler or `kill`, and a terminal or connection that closes."""
 
 
 class Interrupted(Exception):  # noqa: N818 - it is no error
@@ -34,7 +37,7 @@ class StopRequest:
 
 @contextmanager
 def listen_for_stop() -> Iterator[StopRequest]:
-    """Catches SIGINT and SIGTERM inside the body, but for one that is ignored: by nohup, a shell's `&`, a worker.
+    """Catches `STOPS` inside the body, but for one that is ignored: by nohup, a shell's `&`, a worker.
 
     In other threads Python allows no handler; nothing is caught.
     """
@@ -42,7 +45,7 @@ def listen_for_stop() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    heard = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    heard = [number for number in STOPS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, request.ask) for number in heard}
     try:
         yield request

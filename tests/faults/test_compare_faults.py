@@ -93,6 +93,7 @@ def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         (signal.SIGINT, 130),
         (signal.SIGKILL, -signal.SIGKILL),
         pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 130, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_comparison_leaves_no_worker_and_goes_on(

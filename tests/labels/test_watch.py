@@ -108,18 +108,30 @@ def test_the_cure_is_of_the_rule() -> None:
         ({"label_entropy": 1.09}, "nearly uniform"),
         ({"labels_crowding": 2.4}, "crowd into one class: it has 2.4 times"),
         ({"labels_left": 0.05}, "leave a class: it has 5% of as many as were given"),
+        ({"answers_temperature": 10.0}, "at a temperature of 10, the highest"),
     ],
 )
-def test_what_collapses_is_told_once(change: dict[str, float], message: str) -> None:
+def test_what_goes_wrong_is_told_once(change: dict[str, float], message: str) -> None:
     watch = Watch(3, CURE)
     assert watch(SOUND) == []
     (told,) = watch(SOUND | change)
     assert message in told
-    assert f"try {CURE}" in told
+    assert f"try {CURE}" in told or "try a longer warmup_epochs" in told
     assert watch(SOUND | change) == []
     resumed = Watch(3, CURE)
     resumed.load_state_dict(watch.state_dict())
     assert resumed(SOUND | change) == []
+
+
+def test_labels_count_as_collapsed_as_long_as_they_look_so() -> None:
+    watch, gone = Watch(3, CURE), SOUND | {"labels_left": 0.05}
+    assert not watch.collapsed(SOUND)
+    assert watch(gone)
+    assert watch(gone) == []  # told once,
+    assert watch.collapsed(gone)  # and true for longer
+    assert not watch.collapsed(SOUND)
+    assert not watch.collapsed({})  # a rule that keeps no labels
+    assert not watch.collapsed(SOUND | {"labels_saturated": 1.0, "answers_temperature": 10.0})
 
 
 def test_labels_that_begin_sure_are_not_said_to_saturate() -> None:

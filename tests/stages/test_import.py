@@ -91,7 +91,7 @@ def expected_logits(model: nn.Module, data: ImageData, recipe: Recipe, view: int
     mean = torch.tensor(seen.get("mean", MEAN), dtype=torch.float64).view(1, -1, 1, 1)
     std = torch.tensor(seen.get("std", STD), dtype=torch.float64).view(1, -1, 1, 1)
     size = seen.get("size")
-    rows = torch.cat([data.splits.train, data.splits.meta]).sort().values
+    rows = data.splits.teachable
     k = torch.full_like(rows, view)
     pixels = make_views(data.source.fetch(rows), rows, k, recipe.views, recipe.seed, numbered=True)
     images = (pixels.double() / 255 - mean) / std  # a grey image becomes as many channels as there are means

@@ -10,9 +10,11 @@ import torch
 
 from distill.data.loader import open_data
 from distill.errors import RecipeError
+from distill.labels.temperature import TEMPERATURES
+from distill.labels.watch import Watch
 from distill.recipe.checks import check_recipe
 from distill.stages.teacher import train_teacher
-from distill.stages.teacher_task import TeacherTask, all_rows
+from distill.stages.teacher_task import TeacherTask
 from distill.store.checkpoint import load_state, save_state
 from distill.store.labels import LearnedLabels, read_labels
 from distill.training.interrupt import Interrupted
@@ -148,7 +150,7 @@ def test_meta_images_that_joined_have_labels_that_never_moved(tiny, joined: tupl
     recipe = tiny(*joined)
     labels = labels_of(recipe)
     data = open_data(recipe)
-    assert torch.equal(labels.indices, all_rows(data))
+    assert torch.equal(labels.indices, data.splits.teachable)
     of_meta = torch.isin(labels.indices, data.splits.meta)
     assert joined != JOINED or not labels.touched[of_meta].any()
     torch.testing.assert_close(labels.labels[of_meta].amax(-1), torch.full((int(of_meta.sum()),), 0.9))
@@ -210,6 +212,23 @@ def test_labels_that_have_settled_stay(tiny) -> None:
     assert shares[: settled - 1] == sorted(set(shares[: settled - 1]))
     assert len(set(entropies[:settled])) == settled
     assert set(entropies[settled:]) == {entropies[settled - 1]}
+
+
+def test_labels_that_settle_where_they_have_collapsed_are_said_to(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(Watch, "collapsed", lambda self, metrics: metrics["labels_moved"] > 0)
+    run = train_teacher(patient(tiny), ignore)
+    assert told(run)
+    assert "they stay, collapsed as they are" in (run.folder / "metrics.jsonl").read_text()
+
+
+def test_how_sure_answers_may_be_stands_in_every_epochs_line(tiny) -> None:
+    pulls = ("teacher.labels.pulls.posterior=1", "teacher.labels.pulls.learn_temperature=true")
+    run = train_teacher(patient(tiny, *pulls), ignore)
+    shown = [epoch["answers_temperature"] for epoch in run.epochs("teacher").values()]
+    assert len(shown) == 6
+    assert all(min(abs(t - known) for known in TEMPERATURES) < 1e-6 for t in shown)
+    plain = train_teacher(patient(tiny, "name=plain"), ignore)
+    assert "answers_temperature" not in plain.epochs("teacher")[0]
 
 
 def test_labels_without_patience_move_to_the_end(tiny) -> None:

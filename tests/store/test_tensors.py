@@ -167,7 +167,7 @@ def test_hostile_files_are_refused(tmp_path: Path, content: bytes) -> None:
             read(path)
 
 
-@pytest.mark.parametrize("shape", [[0, 2**63], [2**64 - 1, 0], [0, 2**62, 3]], ids=str)
+@pytest.mark.parametrize("shape", [[0, 2**63], [2**64 - 1, 0], [0, 2**62, 3], [0, 2] * 5000], ids=lambda s: str(s)[:20])
 def test_an_empty_tensor_with_a_side_too_long_for_torch(tmp_path: Path, shape: list[int]) -> None:
     """The library takes it, as no bytes are as many as it says."""
     path = tmp_path / "a.safetensors"
