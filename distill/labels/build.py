@@ -11,10 +11,11 @@ from torch import Tensor
 from distill.labels.confusions import Confusions
 from distill.labels.fixed import Bootstrap, Smoothing, VirtualTeacher
 from distill.labels.history import History
-from distill.labels.learned import Learned, Pulls
+from distill.labels.learned import Learned
 from distill.labels.online import OnlineSmoothing
 from distill.labels.phases import Phases
 from distill.labels.predicted import Elr, Joint, Pencil
+from distill.labels.pulls import Pulls
 from distill.labels.rules import LabelRule
 from distill.labels.tables import LabelTable, Parametrisation, class_table, instance_table
 from distill.labels.temperature import Temperature

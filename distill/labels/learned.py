@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,60 +13,11 @@ from distill.labels.confusions import Confusions
 from distill.labels.history import History
 from distill.labels.optim import OptimizerName, RowOptimizer, row_optimizer
 from distill.labels.proximal import MOST, proximal_labels
+from distill.labels.pulls import TINY, Pulls, posterior
 from distill.labels.rules import check_logits, entropy
 from distill.labels.tables import LabelTable, initial_labels, restore, rows_exist
 from distill.labels.temperature import Temperature
 from distill.store.labels import LearnedLabels
-
-_TINY = 1e-30  # below any probability that matters, above 0
-
-
-@dataclass(frozen=True)
-class Pulls:
-    """What a label is drawn to besides what the meta images say. Each is the weight of a loss of the label y itself.
-
-    Args:
-        start: of KL(y_0 || y), towards the label that it started from.
-        answers: of KL(p || y), p the network's answer in the training forward: towards what the network believes.
-            Without a meta gradient it would be how PENCIL learns its labels (Yi and Wu, arXiv 1903.07788).
-        posterior: of KL(q || y), q = p l / sum of p l: towards what the network believes once the given label has had
-            its say, l its likelihood: y_0, or learned `Confusions`. It is the E step of expectation maximisation for
-            wrong labels (Bekker and Goldberger, ICASSP 2016).
-        entropy: of -H(y), towards softness.
-        proximal: their step is taken from where it ends (`proximal.py`), so that no label overshoots.
-    """
-
-    start: float = 0.0
-    answers: float = 0.0
-    posterior: float = 0.0
-    entropy: float = 0.0
-    proximal: bool = False
-
-    @property
-    def read_answers(self) -> bool:
-        """Whether `derivative` wants the network's answers."""
-        return self.answers > 0 or self.posterior > 0
-
-    def towards(self, start: Tensor, answers: Tensor | None, q: Tensor | None) -> Tensor:
-        """The labels that they draw to, times their weights: y_0, p and q, [B, C] each -> [B, C]."""
-        total = self.start * start
-        if answers is None or q is None:
-            return total
-        return total + self.answers * answers + self.posterior * q
-
-    def derivative(self, labels: Tensor, start: Tensor, answers: Tensor | None, q: Tensor | None) -> Tensor:
-        """dL/dy of their sum: y, y_0, p and q, [B, C] each -> [B, C]. KL(q || y) has -q / y."""
-        y = labels.clamp_min(_TINY)
-        total = self.entropy * (y.log() + 1) - self.start * start / y
-        if answers is None or q is None:
-            return total
-        return total - (self.answers * answers + self.posterior * q) / y
-
-
-def posterior(answers: Tensor, likelihood: Tensor) -> Tensor:
-    """q = p l / sum of p l: [B, C], [B, C] -> [B, C]."""
-    joint = answers * likelihood
-    return joint / joint.sum(-1, keepdim=True).clamp_min(_TINY)
 
 
 class Learned:
@@ -168,7 +118,7 @@ class Learned:
             return self._surer(reference.soft_cross_entropy(logits, labels), logits)
         wide = labels.dtype if labels.dtype == torch.float64 else torch.float32
         log_p = torch.log_softmax(logits.to(wide), dim=-1)
-        crossed = -(log_p.exp() * labels.to(wide).clamp_min(_TINY).log()).sum(-1)
+        crossed = -(log_p.exp() * labels.to(wide).clamp_min(TINY).log()).sum(-1)
         return crossed + (self.answer_entropy - 1) * entropy(log_p)
 
     def _surer(self, loss: Tensor, logits: Tensor) -> Tensor:
@@ -183,7 +133,7 @@ class Learned:
         """
         if self.divergence == "forward":
             return gradient
-        return gradient * log_probabilities.exp().to(gradient.dtype) / labels.to(gradient.dtype).clamp_min(_TINY)
+        return gradient * log_probabilities.exp().to(gradient.dtype) / labels.to(gradient.dtype).clamp_min(TINY)
 
     def set_factor(self, factor: float) -> None:
         """Makes the label steps this part of what they are in full, from now on."""
@@ -242,9 +192,9 @@ class Learned:
         towards = self.pulls.towards(start, answers, q)
         weight = towards.sum(-1, keepdim=True)
         step = torch.stack([optimizer.step for optimizer, _ in self._steps]).sum()  # its prior moves a label too
-        begin, target = self.table.logits(rows) - step * judged, towards / weight.clamp_min(_TINY)
+        begin, target = self.table.logits(rows) - step * judged, towards / weight.clamp_min(TINY)
         taken = torch.minimum(weight, MOST / step)
-        return taken * proximal_labels(begin, target, step * taken) - towards * (taken / weight.clamp_min(_TINY))
+        return taken * proximal_labels(begin, target, step * taken) - towards * (taken / weight.clamp_min(TINY))
 
     def _posterior(self, rows: Tensor, start: Tensor, answers: Tensor) -> Tensor:
         """q, [B, C], by what is known by now of the given labels' likelihoods and of how sure answers may be.

@@ -22,9 +22,9 @@ from distill.store.checkpoint import load_weights, save_weights
 from distill.store.tensors import sha256_of_tensor
 from distill.training.evaluate import Scores, evaluate
 from distill.training.events import Listener, Notice
-from distill.training.loop import Part
 from distill.training.scaling import scaled_scores
 from distill.training.schedule import build_optimizer
+from distill.training.task import Part
 
 UNREADABLE = "unreadable.json"  # in a teacher's run folder: all images that were left out, and why
 _NAMED = 20  # of them in the warning

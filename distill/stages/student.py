@@ -31,8 +31,9 @@ from distill.store.manifest import MANIFEST, Manifest, read_manifest
 from distill.store.origin import Origin
 from distill.training.device import describe_device, emulated_precision, prepare_device
 from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out, files_read
-from distill.training.loop import Plan, fit
+from distill.training.loop import fit
 from distill.training.schedule import build_schedule
+from distill.training.task import Plan
 
 STUDENTS = "students"
 

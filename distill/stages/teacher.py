@@ -29,8 +29,9 @@ from distill.store.labels import write_labels
 from distill.store.manifest import LABELS, LABELS_FOLDER, MANIFEST
 from distill.training.device import describe_device, emulated_precision, prepare_device
 from distill.training.events import Listener, MetricsFile, Notice, StageDone, StageSkipped, fan_out, files_read
-from distill.training.loop import Plan, fit
+from distill.training.loop import fit
 from distill.training.schedule import build_schedule
+from distill.training.task import Plan
 
 
 def train_teacher(recipe: Recipe, listener: Listener) -> Run:

@@ -10,113 +10,22 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol
 
-import torch
-from timm.scheduler.scheduler import Scheduler
-from torch import Tensor, nn
+from torch import Tensor
 
 from distill.data.loader import Batch
-from distill.errors import RunError, StoreError
-from distill.store.atomic import writable_folder
+from distill.errors import RunError
 from distill.store.bins import write_bins
-from distill.store.checkpoint import load_state, load_weights, save_state, save_weights
-from distill.training.best import BestWeights
-from distill.training.evaluate import Scores
+from distill.store.checkpoint import load_weights, save_weights
 from distill.training.events import EpochDone, Listener, MetricsFile, StageStarted, StepDone
 from distill.training.interrupt import Interrupted, StopRequest, listen_for_stop
+from distill.training.resume import restore, save
+from distill.training.task import Plan, Progress, Task
 
 REPORT_EVERY = 10  # steps between looks at the losses; each look waits for the device
 _JUDGED = ("validation", "test", "epoch")  # metrics that are kept of the best epoch
 _IMAGES = "images"  # trained on in this epoch, beside the sums of the losses
 SAVE_EVERY = 600.0  # seconds between saves inside a long epoch
-
-
-class Task(Protocol):
-    """What a stage trains."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-
-    @property
-    def judged(self) -> nn.Module:
-        """The network that is evaluated and kept: the model, or a mean of its weights over the steps."""
-        ...
-
-    def batches(self, epoch: int, start: int) -> Iterator[Batch]:
-        """The batches of an epoch from batch `start` on."""
-        ...
-
-    def step(self, batch: Batch, epoch: int, number: int) -> dict[str, Tensor]:
-        """Trains on one batch; `number` steps came before in the whole run. Named losses, detached."""
-        ...
-
-    def end_epoch(self, epoch: int) -> dict[str, float]:
-        """Called once after each epoch (counted from 0); returns metrics of the stage's own."""
-        ...
-
-    def check(self) -> None:
-        """Raises a UserError when training went wrong in a way that the losses do not show."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs besides model and optimiser."""
-        ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of `state_dict`."""
-        ...
-
-
-Part = Literal["validation", "test"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long, where, and how it is judged."""
-
-    stage: str
-    run: Path  # the run folder
-    digest: str  # of everything that decides the result; a saved state of another digest is refused
-    epochs: int
-    steps: int  # in an epoch
-    schedule: Scheduler
-    evaluate: Callable[[nn.Module, Part], Scores]
-    test_every_epoch: bool = True  # else the test part is scored once, at the end: last and best weights
-    patience: int = 0  # epochs without a better one by validation after which training ends; 0: it never ends early
-
-    @property
-    def state(self) -> Path:
-        """Where the resume state lies."""
-        return self.run / "state" / f"{self.stage}.safetensors"
-
-    @property
-    def best_weights(self) -> BestWeights:
-        """Weights of the best epoch by validation."""
-        return BestWeights(self.run / "best.safetensors", self.state)
-
-
-@dataclass
-class Progress:
-    """How far training has come."""
-
-    epoch: int = 0
-    step: int = 0  # in this epoch
-    sums: dict[str, float] = field(default_factory=dict)  # of the losses in this epoch
-    told: dict[str, int] = field(default_factory=dict)  # steps in which each loss was: not every step judges labels
-    epoch_seconds: float = 0.0  # spent in this epoch, over all its interruptions
-    seconds: float = 0.0  # spent in the epochs before
-    last: dict[str, float] = field(default_factory=dict)  # metrics of the last epoch
-    best: dict[str, float] = field(default_factory=dict)  # metrics of the best epoch by validation
-    best_sha256: str = ""  # of its weights; "" before there are any
-
-    def over(self, plan: Plan) -> bool:
-        """Whether training has come to its end."""
-        waited = self.epoch - int(self.best.get("epoch", self.epoch))
-        return self.epoch >= plan.epochs or (plan.patience > 0 and waited >= plan.patience)
 
 
 def fit(task: Task, plan: Plan, listener: Listener, metrics_file: MetricsFile) -> dict[str, float]:
@@ -132,7 +41,7 @@ def fit(task: Task, plan: Plan, listener: Listener, metrics_file: MetricsFile) -
     """
     if not plan.epochs:
         return _untrained(task, plan, listener)
-    progress = _restore(task, plan)
+    progress = restore(task, plan)
     metrics_file.rewind(plan.stage, progress.epoch, progress.step)
     listener(StageStarted(plan.stage, str(plan.run), plan.epochs, plan.steps, progress.epoch, progress.step))
     with listen_for_stop() as stop:
@@ -207,7 +116,7 @@ def _train_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener,
             progress.epoch_seconds += now - began
             began = saved = now
             _add(progress, sums, told)
-            _save(task, plan, progress)
+            save(task, plan, progress)
             if stop:
                 raise Interrupted(plan.stage, f"in epoch {progress.epoch + 1} after step {progress.step}")
     progress.epoch_seconds += time.monotonic() - began
@@ -279,7 +188,7 @@ def _end_epoch(task: Task, plan: Plan, progress: Progress, listener: Listener) -
     progress.last, progress.sums, progress.told = metrics, {}, {}
     progress.seconds, progress.epoch_seconds = progress.seconds + seconds, 0.0
     progress.epoch, progress.step = progress.epoch + 1, 0
-    _save(task, plan, progress)
+    save(task, plan, progress)
     plan.best_weights.keep()
 
 
@@ -295,48 +204,3 @@ def _better(metrics: dict[str, float], best: dict[str, float]) -> bool:
         return True
     here, there = ((m["validation_accuracy"], -m["validation_nll"]) for m in (metrics, best))
     return here > there
-
-
-def _save(task: Task, plan: Plan, progress: Progress) -> None:
-    state: dict[str, Any] = {
-        "digest": plan.digest,
-        "progress": dict(vars(progress)),
-        "model": dict(task.model.state_dict()),
-        "optimizer": task.optimizer.state_dict(),
-        "task": task.state_dict(),
-    }
-    writable_folder(plan.state.parent)
-    save_state(plan.state, state)
-
-
-def _lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """Moments in their parameters' order of memory (channels-last), which a file does not keep: sums depend on it."""
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
-
-
-def _restore(task: Task, plan: Plan) -> Progress:
-    if not plan.state.exists():
-        plan.best_weights.forget()
-        return Progress()
-    state = load_state(plan.state)
-    cure = f"delete {plan.state} to start this stage again."
-    if not isinstance(state, dict) or state.get("digest") != plan.digest:
-        raise StoreError(f"{plan.state}: this resume state belongs to another recipe", cure=cure)
-    try:
-        task.model.load_state_dict(state["model"])
-        task.optimizer.load_state_dict(state["optimizer"])
-        _lay_out(task.optimizer)
-        task.load_state_dict(state["task"])
-        progress = Progress(**state["progress"])
-    except (KeyError, TypeError, RuntimeError, ValueError) as error:
-        raise StoreError(f"{plan.state}: this resume state does not fit: {error}", cure=cure) from error
-    # A state that is older than `told` has its losses from every step.
-    progress.told = progress.told or dict.fromkeys(progress.sums, progress.step)
-    if progress.best:
-        plan.best_weights.restore(progress.best_sha256)
-    else:
-        plan.best_weights.forget()
-    return progress

@@ -10,7 +10,8 @@ from distill.bilevel.forward_mode import ForwardMode
 from distill.bilevel.label_step import LabelStep
 from distill.bilevel.slow import SlowNetwork
 from distill.bilevel.step import HeldOutStep, NextBatchStep, Step, Training
-from distill.labels.learned import Learned, Pulls
+from distill.labels.learned import Learned
+from distill.labels.pulls import Pulls
 from distill.labels.tables import instance_table
 from tests.bilevel import cases
 from tests.bilevel.test_step import N, batch_of

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from distill.kernels.dispatch import Backend
-from distill.labels.learned import Learned, Pulls
+from distill.labels.learned import Learned
+from distill.labels.pulls import Pulls
 from distill.labels.tables import Kind, LabelTable, Parametrisation, class_table, instance_table
 
 CPU = torch.device("cpu")

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from distill.errors import StoreError
 from distill.labels.confusions import PRIOR, Confusions
-from distill.labels.learned import Learned, Pulls, posterior
+from distill.labels.learned import Learned
+from distill.labels.pulls import Pulls, posterior
 from distill.seeding import generator
 from tests.labels.cases import CPU, GIVEN, C, N, images, learn, noise, table
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from distill.errors import DataError
-from distill.labels.learned import Learned, Pulls
+from distill.labels.learned import Learned
 from distill.labels.optim import step_factor
+from distill.labels.pulls import Pulls
 from distill.labels.tables import class_table, instance_table
 from tests.labels.cases import CPU, GIVEN, IMAGES, C, N, images, learn, learned, noise, table
 

@@ -12,8 +12,9 @@ from scipy.special import wrightomega
 from torch import Tensor
 
 from distill.errors import DataError
-from distill.labels.learned import Learned, Pulls
+from distill.labels.learned import Learned
 from distill.labels.proximal import proximal_labels
+from distill.labels.pulls import Pulls
 from distill.labels.tables import instance_table
 from tests.labels.cases import CPU, GIVEN, IMAGES, C, N, images, learned, noise, table
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from distill.labels.confusions import Confusions
-from distill.labels.learned import Learned, Pulls, posterior
+from distill.labels.learned import Learned
+from distill.labels.pulls import Pulls, posterior
 from distill.labels.temperature import TEMPERATURES, Temperature
 from tests.labels.cases import CPU, GIVEN, C, images, noise, table
 

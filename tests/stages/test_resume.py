@@ -377,7 +377,7 @@ def test_a_kill_around_the_state_leaves_the_best_weights_that_it_names(tiny, mon
     with pytest.raises(Interrupted):
         train_teacher(recipe, StopAt("teacher", 1, 1))
     with monkeypatch.context() as patched:
-        patched.setattr(*((loop, "_save") if moment == "before the state" else (BestWeights, "keep")), killed)
+        patched.setattr(*((loop, "save") if moment == "before the state" else (BestWeights, "keep")), killed)
         patched.setattr(loop, "_better", lambda scores, best: True)
         with pytest.raises(Killed):
             train_teacher(recipe, ignore)
