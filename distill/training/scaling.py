@@ -41,7 +41,8 @@ def fit_temperature(logits: Tensor, targets: Tensor) -> float:
 
     bounds = (math.log(BOUNDS[0]), math.log(BOUNDS[1]))
     found = optimize.minimize_scalar(nll, bounds=bounds, method="bounded", options={"xatol": _PRECISION})
-    return math.exp(float(found.x))
+    # The search ends just inside the bounds, where the least is at one.
+    return math.exp(min(float(found.x), *bounds, key=nll))
 
 
 def scaled_scores(

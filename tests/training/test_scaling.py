@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -32,13 +32,14 @@ def nll(logits: Tensor, targets: Tensor, temperature: float) -> float:
 
 
 @settings(max_examples=15, deadline=None)
+@example(seed=3590, scale=10.0, count=20)  # all right, and so the surer the better: the least is at the bound
 @given(seed=st.integers(0, 10**6), scale=st.floats(0.3, 30), count=st.integers(20, 150))
 def test_no_other_temperature_is_better(seed: int, scale: float, count: int) -> None:
     logits, targets = drawn(seed, count, scale=scale)
     found = fit_temperature(logits, targets)
     least = nll(logits, targets, found)
     for other in np.geomspace(*BOUNDS, 15):
-        assert least <= nll(logits, targets, float(other)) * (1 + 1e-5)  # at a bound, the search ends just before it
+        assert least <= nll(logits, targets, float(other)) * (1 + 1e-5)
 
 
 def test_at_the_optimum_the_expected_logit_is_the_target_s() -> None:
