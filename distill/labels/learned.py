@@ -15,6 +15,7 @@ from distill.labels.optim import OptimizerName, RowOptimizer, row_optimizer
 from distill.labels.proximal import MOST, proximal_labels
 from distill.labels.pulls import TINY, Pulls, posterior
 from distill.labels.rules import check_logits, entropy
+from distill.labels.streaks import Streaks
 from distill.labels.tables import LabelTable, initial_labels, restore, rows_exist
 from distill.labels.temperature import Temperature
 from distill.store.labels import LearnedLabels
@@ -41,8 +42,8 @@ class Learned:
 
     Raises:
         BilevelError: the backend cannot work on the table, or the optimiser has no momentum.
-        DataError: pulls on labels that are parameters themselves, where KL has no bound; or proximal ones on rows
-            that are no logits, or whose step is not plain SGD's.
+        DataError: pulls on labels that are parameters themselves, where KL has no bound; proximal ones on rows that
+            are no logits, or whose step is not plain SGD's; repeats of pulls that are not proximal, or on class rows.
     """
 
     def __init__(
@@ -73,10 +74,16 @@ class Learned:
                 "learned labels: proximal pulls, expected rows that are logits, plain SGD and no pull towards softness",
                 cure="leave proximal out.",
             )
+        if pulls is not None and pulls.repeats > 1 and (table.kind == "class" or not pulls.proximal):
+            raise DataError(
+                "learned labels: repeats, expected proximal pulls on a row for each image", cure="leave repeats out."
+            )
         self.table = table
         self.pulls = pulls
         self.confusions = confusions
         self.temperature = temperature
+        grows = pulls is not None and pulls.repeats > 1
+        self.streaks = Streaks(table.phi.shape[0], table.phi.device) if grows else None
         self.divergence = divergence
         self.answer_entropy = answer_entropy
         self.backend = dispatch.choose(backend, table.phi)
@@ -189,7 +196,8 @@ class Learned:
         if not self.pulls.proximal:
             derivative = self.pulls.derivative(labels, start, answers, q)
             return self.table.gradient(labels, self.table.given[rows], derivative)
-        towards = self.pulls.towards(start, answers, q)
+        times = None if q is None or self.streaks is None else self.streaks.count(rows, q)
+        towards = self.pulls.towards(start, answers, q, times)
         weight = towards.sum(-1, keepdim=True)
         step = torch.stack([optimizer.step for optimizer, _ in self._steps]).sum()  # its prior moves a label too
         begin, target = self.table.logits(rows) - step * judged, towards / weight.clamp_min(TINY)
@@ -274,6 +282,6 @@ class Learned:
 
     def _tensors(self) -> dict[str, Tensor]:
         own = {"phi": self.table.phi} | ({} if self.table.prior is None else {"prior": self.table.prior})
-        for known in (self.confusions, self.temperature):
+        for known in (self.confusions, self.temperature, self.streaks):
             own |= {} if known is None else known.tensors()
         return own

@@ -23,6 +23,8 @@ class Pulls:
             wrong labels (Bekker and Goldberger, ICASSP 2016).
         entropy: of -H(y), towards softness.
         proximal: their step is taken from where it ends (`proximal.py`), so that no label overshoots.
+        repeats: how many times as strong the posterior's pull gets at most, by once for each time in a row that q has
+            the same likeliest class (`streaks.py`); proximal ones only.
     """
 
     start: float = 0.0
@@ -30,18 +32,23 @@ class Pulls:
     posterior: float = 0.0
     entropy: float = 0.0
     proximal: bool = False
+    repeats: float = 1.0
 
     @property
     def read_answers(self) -> bool:
         """Whether `derivative` wants the network's answers."""
         return self.answers > 0 or self.posterior > 0
 
-    def towards(self, start: Tensor, answers: Tensor | None, q: Tensor | None) -> Tensor:
-        """The labels that they draw to, times their weights: y_0, p and q, [B, C] each -> [B, C]."""
+    def towards(self, start: Tensor, answers: Tensor | None, q: Tensor | None, times: Tensor | None = None) -> Tensor:
+        """The labels that they draw to, times their weights: y_0, p and q, [B, C] each -> [B, C].
+
+        `times` [B]: in a row that q has had the same likeliest class; None: once.
+        """
         total = self.start * start
         if answers is None or q is None:
             return total
-        return total + self.answers * answers + self.posterior * q
+        strength = 1.0 if times is None else times.clamp_max(self.repeats).unsqueeze(1).to(q.dtype)
+        return total + self.answers * answers + self.posterior * strength * q
 
     def derivative(self, labels: Tensor, start: Tensor, answers: Tensor | None, q: Tensor | None) -> Tensor:
         """dL/dy of their sum: y, y_0, p and q, [B, C] each -> [B, C]. KL(q || y) has -q / y."""

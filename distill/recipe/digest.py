@@ -122,6 +122,8 @@ def _teacher_inputs(recipe: Recipe) -> dict[str, Any]:
     ):
         if not table.get(name):  # labels without it are what they were before there was any
             table.pop(name, None)
+    if pulls.get("repeats") == 1:
+        del pulls["repeats"]
     return {**_common_inputs(recipe), "views": views, "teacher": teacher}
 
 

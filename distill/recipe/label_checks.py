@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from distill.recipe.labels import ANSWER_RULES, LEARNED_RULES, LabelsRecipe, reads
+from distill.recipe.labels import ANSWER_RULES, LEARNED_RULES, LabelsRecipe, PullsRecipe, reads
 from distill.recipe.schema import Recipe
 
 # timm's names for torch's SGD, Adam and AdamW, the optimisers that the look-ahead of learned labels has a rule for.
@@ -163,7 +163,7 @@ def _rows(labels: LabelsRecipe, learned: Sequence[str]) -> Iterator[str]:
             f"expected 0, the cross-entropy, or {_LEAST_Q:g} to 1"
         )
     yield from _pulls(labels)
-    if labels.parametrisation == "projected" and any(labels.pulls.model_dump().values()):
+    if labels.parametrisation == "projected" and labels.pulls != PullsRecipe():
         yield (
             '[teacher.labels.pulls]: given with parametrisation = "projected", where their KL has no bound; '
             'expected "softmax" or "fixed-mass"'
@@ -190,6 +190,13 @@ def _pulls(labels: LabelsRecipe) -> Iterator[str]:
                 f"{place} {name}: found true, but labels are pulled to no posterior, which alone "
                 f"reads {reads_it}; give posterior a weight, or leave it out"
             )
+    if pulls.repeats > 1 and not (pulls.proximal and pulls.posterior):
+        yield (
+            f"{place} repeats: found {pulls.repeats:g}, expected proximal = true and a weight of posterior beside it, "
+            "whose pull is what grows"
+        )
+    if pulls.repeats > 1 and labels.rule == "class":
+        yield f'{place} repeats: found {pulls.repeats:g}, but a row of rule "class" is no one image\'s; leave it out'
     if not pulls.proximal:
         return
     needs = (("parametrisation", "softmax"), ("optimizer", "sgd"), ("momentum", 0))

@@ -14,7 +14,8 @@ from distill.recipe.schema import LabelRule, Recipe
 
 DEFAULT = parse_recipe("", "r.toml")
 LEARNED = ("teacher.labels.rule=instance",)
-PROXIMAL = (*LEARNED, "teacher.labels.pulls.proximal=true", "teacher.labels.pulls.posterior=1")
+POSTERIOR = (*LEARNED, "teacher.labels.pulls.posterior=1")
+PROXIMAL = (*POSTERIOR, "teacher.labels.pulls.proximal=true")
 HELD_OUT = (*LEARNED, "teacher.labels.meta=held-out")
 JOINED = (*HELD_OUT, "teacher.labels.meta_joins=always", "data.meta=20")
 
@@ -89,6 +90,9 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     ((*LEARNED, "teacher.labels.pulls.learn_confusions=true"), "[teacher.labels.pulls] learn_confusions"),
     ((*LEARNED, "teacher.labels.pulls.learn_temperature=true"), "[teacher.labels.pulls] learn_temperature"),
     ((*LEARNED, "teacher.labels.pulls.proximal=true"), "[teacher.labels.pulls] proximal"),
+    ((*LEARNED, "teacher.labels.pulls.repeats=3"), "[teacher.labels.pulls] repeats"),
+    ((*POSTERIOR, "teacher.labels.pulls.repeats=3"), "[teacher.labels.pulls] repeats"),
+    ((*PROXIMAL, "teacher.labels.pulls.repeats=3", "teacher.labels.rule=class"), "[teacher.labels.pulls] repeats"),
     ((*PROXIMAL, "teacher.labels.pulls.entropy=0.1"), "[teacher.labels.pulls] proximal"),
     ((*PROXIMAL, "teacher.labels.momentum=0.5"), "[teacher.labels.pulls] proximal"),
     ((*PROXIMAL, "teacher.labels.optimizer=adam"), "[teacher.labels.pulls] proximal"),

@@ -109,7 +109,8 @@ def test_a_field_that_is_new_and_off_changes_no_digest(rule: str, expected: str)
     """These are of programs before there were these fields: their runs on disk are still what they were."""
     assert teacher_digest(override(RECIPE, [f"teacher.labels.rule={rule}"])) == expected
     pulls = ("learn_confusions", "learn_temperature", "proximal")
-    new = [*(f"teacher.labels.pulls.{pull}=true" for pull in pulls), "teacher.labels.freeze_patience=2"]
+    numbers = ("teacher.labels.pulls.repeats=3", "teacher.labels.freeze_patience=2")
+    new = [*(f"teacher.labels.pulls.{pull}=true" for pull in pulls), *numbers]
     for on in [
         "teacher.labels.known_mass=0.98",
         *(["teacher.labels.pencil.keep_meta=true"] if rule == "pencil" else new),

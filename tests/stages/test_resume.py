@@ -69,6 +69,7 @@ def same(a: Path, b: Path) -> bool:
         ("held-out", 0.5, "true", ("answers=0.3", "ema_decay=0.9")),
         ("next-batch", 0.5, "false", ("posterior=0.3", "ema_decay=0.9")),
         ("held-out", 0.5, "false", ("posterior=0.3", "learn_confusions=true", "learn_temperature=true")),
+        ("next-batch", 0.0, "false", ("posterior=0.3", "proximal=true", "repeats=3")),
     ],
 )
 @pytest.mark.parametrize(("epoch", "step"), [(0, 2), (1, 4), (2, 1)])
@@ -77,7 +78,7 @@ def test_an_interrupted_teacher_ends_with_the_same_bits(tiny, meta, mean, channe
         f"teacher.labels.meta={meta}",
         f"teacher.labels.meta_gradient_mean={mean}",
         f"teacher.channels_last={channels_last}",
-        "teacher.labels.momentum=0.5",
+        f"teacher.labels.momentum={0 if 'proximal=true' in pulls else 0.5}",
         *(f"teacher.labels.pulls.{pull}" for pull in pulls),
     )
     whole = train_teacher(tiny("name=whole", *labels), ignore)
