@@ -43,7 +43,7 @@ class Learned:
     Raises:
         BilevelError: the backend cannot work on the table, or the optimiser has no momentum.
         DataError: pulls on labels that are parameters themselves, where KL has no bound; proximal ones on rows that
-            are no logits, or whose step is not plain SGD's; repeats of pulls that are not proximal, or on class rows.
+            are no logits, or whose step is not plain SGD's; repeats of pulls that are not proximal.
     """
 
     def __init__(
@@ -74,15 +74,13 @@ class Learned:
                 "learned labels: proximal pulls, expected rows that are logits, plain SGD and no pull towards softness",
                 cure="leave proximal out.",
             )
-        if pulls is not None and pulls.repeats > 1 and (table.kind == "class" or not pulls.proximal):
-            raise DataError(
-                "learned labels: repeats, expected proximal pulls on a row for each image", cure="leave repeats out."
-            )
+        if pulls is not None and pulls.repeats > 1 and not pulls.proximal:
+            raise DataError("learned labels: repeats, expected proximal pulls", cure="leave repeats out.")
         self.table = table
         self.pulls = pulls
         self.confusions = confusions
         self.temperature = temperature
-        grows = pulls is not None and pulls.repeats > 1
+        grows = pulls is not None and pulls.repeats > 1 and table.kind == "instance"
         self.streaks = Streaks(table.phi.shape[0], table.phi.device) if grows else None
         self.divergence = divergence
         self.answer_entropy = answer_entropy

@@ -24,7 +24,7 @@ class Pulls:
         entropy: of -H(y), towards softness.
         proximal: their step is taken from where it ends (`proximal.py`), so that no label overshoots.
         repeats: how many times as strong the posterior's pull gets at most, by once for each time in a row that q has
-            the same likeliest class (`streaks.py`); proximal ones only.
+            the same likeliest class (`streaks.py`); proximal ones of a row for each image only.
     """
 
     start: float = 0.0

@@ -195,8 +195,6 @@ def _pulls(labels: LabelsRecipe) -> Iterator[str]:
             f"{place} repeats: found {pulls.repeats:g}, expected proximal = true and a weight of posterior beside it, "
             "whose pull is what grows"
         )
-    if pulls.repeats > 1 and labels.rule == "class":
-        yield f'{place} repeats: found {pulls.repeats:g}, but a row of rule "class" is no one image\'s; leave it out'
     if not pulls.proximal:
         return
     needs = (("parametrisation", "softmax"), ("optimizer", "sgd"), ("momentum", 0))

@@ -123,8 +123,8 @@ class PullsRecipe(Table):
         default=1.0,
         ge=1,
         le=1e4,
-        description="Proximal: how many times as strong the posterior's pull gets at most, by once for each epoch in a "
-        "row in which it prefers the same class.",
+        description="Proximal, a row for each image: how many times as strong the posterior's pull gets at most, by "
+        "once for each epoch in a row in which it prefers the same class.",
     )
     entropy: _Weight = Field(default=0.0, description="Of -H(y): towards softness.")
     ema_decay: float = Field(

@@ -66,7 +66,18 @@ def test_state_comes_back() -> None:
     assert torch.equal(one.table.phi, other.table.phi)
 
 
-@pytest.mark.parametrize(("kind", "proximal"), [("class", True), ("instance", False)])
-def test_what_cannot_grow_is_refused(kind, proximal: bool) -> None:
-    with pytest.raises(DataError, match="repeats, expected proximal pulls on a row for each image"):
-        Learned(table(kind), step=1.0, pulls=Pulls(posterior=1.0, proximal=proximal, repeats=2.0))
+def test_without_proximal_steps_nothing_may_grow() -> None:
+    with pytest.raises(DataError, match="repeats, expected proximal pulls"):
+        Learned(table("instance"), step=1.0, pulls=Pulls(posterior=1.0, repeats=2.0))
+
+
+def test_labels_of_a_class_do_not_grow() -> None:
+    at = images(0, 4)  # both are given as class 0
+    plain, growing = (
+        Learned(table("class"), step=1.0, pulls=Pulls(posterior=1.0, proximal=True, repeats=repeats))
+        for repeats in (1.0, 5.0)
+    )
+    for _ in range(3):
+        for each in (plain, growing):
+            each.learn(*at, each.labels(*at), torch.zeros(2, C), scale=1.0, answers=answers_for(2))
+    assert torch.equal(plain.table.phi, growing.table.phi)

@@ -92,7 +92,6 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     ((*LEARNED, "teacher.labels.pulls.proximal=true"), "[teacher.labels.pulls] proximal"),
     ((*LEARNED, "teacher.labels.pulls.repeats=3"), "[teacher.labels.pulls] repeats"),
     ((*POSTERIOR, "teacher.labels.pulls.repeats=3"), "[teacher.labels.pulls] repeats"),
-    ((*PROXIMAL, "teacher.labels.pulls.repeats=3", "teacher.labels.rule=class"), "[teacher.labels.pulls] repeats"),
     ((*PROXIMAL, "teacher.labels.pulls.entropy=0.1"), "[teacher.labels.pulls] proximal"),
     ((*PROXIMAL, "teacher.labels.momentum=0.5"), "[teacher.labels.pulls] proximal"),
     ((*PROXIMAL, "teacher.labels.optimizer=adam"), "[teacher.labels.pulls] proximal"),

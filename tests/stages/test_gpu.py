@@ -42,6 +42,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "instance, projected": ("rule=instance", "parametrisation=projected"),
     "robust": ("settings=robust",),
     "proximal": ("settings=robust", "pulls.proximal=true", "pulls.learn_temperature=true", "step=10"),
+    "repeats": ("settings=robust", "pulls.proximal=true", "pulls.repeats=10"),
     "judges trained on": ("rule=instance", "divergence=reverse", "pulls.posterior=1", "meta_joins=always"),
     "pulls, next batch": ("rule=instance", "meta=next-batch", "pulls.answers=0.3", "momentum=0.5"),
     "fixed mass": ("rule=class", "parametrisation=fixed-mass"),
