@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from distill.report.comparison_folder import read_comparison
 from tests.report.made import METRICS, made
 
 ROOT = Path(__file__).parent.parent.parent
+EVIDENCE = (r"[Ss]eeds?\b", r"\b(hours?|minutes)\b", r"[Tt]orch\s\d")
 RECIPE = """# Two rules, compared. More of it.
 #
 #     distill compare recipes/labels/r.toml --jobs 2
@@ -116,3 +118,12 @@ def test_what_is_kept_here_makes_the_page_beside_it(folder: Path, monkeypatch: p
     monkeypatch.chdir(ROOT)
     recipe = Path("recipes", "labels", f"{folder.name}.toml")
     assert folder.with_suffix(".md").read_text() == results.page(recipe, read_comparison([folder]))
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "results").glob("*.md")), ids=lambda page: page.stem)
+def test_a_recipe_that_was_run_opens_with_what_that_took(page: Path) -> None:
+    recipe = ROOT / "recipes" / "labels" / f"{page.stem}.toml"
+    said = results.opening(recipe)
+    assert [sign for sign in EVIDENCE if not re.search(sign, said)] == []
+    assert f"#     distill compare recipes/labels/{recipe.name} --jobs 2\n" in recipe.read_text()
+    assert page.read_text().startswith(f"# {page.stem}\n\n{said}\n\n```sh\n")
