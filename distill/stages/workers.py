@@ -12,9 +12,9 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
-from multiprocessing import connection, get_context
+from multiprocessing import connection, get_context, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeAlias
@@ -26,6 +26,8 @@ from distill.training.events import Event, Listener
 from distill.training.interrupt import Interrupted
 
 GRACE = 60.0  # seconds that a worker has to save what it trains
+# Ctrl-C and a terminal's end reach every process of it; who is to stop is for the program to say.
+_OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 _Job: TypeAlias = "tuple[Cell, Path, int, bool]"  # the comparison's folder, threads, curves
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
@@ -33,9 +35,9 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA
 def serve(pipe: Connection) -> None:
     """A worker's life: runs the cells that come through the pipe, one after the other, and answers with outcomes."""
     os.dup2(2, 1)  # the program's standard output may be one JSON object
-    # Ctrl-C and a terminal's end reach every process of it; who is to stop is for the program to say.
-    for number in (signal.SIGINT, signal.SIGHUP):
+    for number in _OF_A_TERMINAL:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _OF_A_TERMINAL)  # see `_held_back`
     jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(pipe, jobs), daemon=True).start()
     while True:
@@ -78,6 +80,17 @@ def _listen(pipe: Connection, jobs: queue.SimpleQueue[_Job]) -> None:
         os._exit(1)
 
 
+@contextmanager
+def _held_back() -> Iterator[None]:
+    """For a process that is started inside: until `serve` ignores what a terminal sends, it cannot end by that."""
+    resource_tracker.ensure_running()  # starting that one lifts the hold
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_A_TERMINAL)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def with_threads(cell: Cell, threads: int) -> Cell:
     """The cell on so many threads; its run folder's recipe says so."""
     return replace(cell, recipe=cell.recipe.model_copy(update={"threads": threads}))
@@ -90,7 +103,8 @@ class Worker:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs,), daemon=True)
-        self.process.start()
+        with _held_back():
+            self.process.start()
         theirs.close()  # so that a worker's end is seen here
         self.cell: Cell | None = None
         self.folder = Path()

@@ -138,6 +138,17 @@ def test_a_killed_worker_costs_its_cell_alone(started: subprocess.Popen[str], tm
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_what_a_terminal_sends_ends_no_worker_that_is_just_starting(number: signal.Signals) -> None:
+    """Its cell would count as failed, by a signal that was not meant for it."""
+    worker = workers.Worker()
+    assert worker.process.pid is not None
+    os.kill(worker.process.pid, number)
+    worker.pipe.close()  # as the program's end: it stops itself
+    worker.process.join(PATIENCE)
+    assert worker.process.exitcode == -signal.SIGTERM
+
+
 def test_a_worker_that_was_asked_to_stop_is_handed_no_other_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
