@@ -1,6 +1,7 @@
 """Events for a person to watch: a live line in a terminal, plain lines in a log, or nothing.
 
-What the console cannot show is never a reason to lose a run: when the terminal goes away, training goes on silently.
+What the console cannot show is never a reason to lose a run: when nobody reads it any more, training goes on silently,
+but for a terminal whose end asks it to stop (`interrupt.py`).
 """
 
 from __future__ import annotations
