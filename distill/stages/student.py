@@ -18,7 +18,7 @@ from distill.recipe.digest import digest, student_digest
 from distill.recipe.losses import CATALOGUE, in_use, needs, needs_all_logits
 from distill.recipe.schema import Recipe
 from distill.recipe.student_checks import label_rule
-from distill.report.lock import locked
+from distill.report.lock import at_work, locked
 from distill.report.runs import RECORD, Run, find_run, make_run, open_run
 from distill.stages.common import after_scaling, evaluator, tell_left_out, write_selected
 from distill.stages.finished import STORE, load_teacher, origin_of, teacher_weights
@@ -68,7 +68,8 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
     settled = settle_student(recipe, rules, channels=channels, image_size=side, classes=data.num_classes)
     recipe = settled.recipe
     weights, weights_sha256 = teacher_weights(teacher, recipe, data)
-    own_digest = student_digest(recipe, student_inputs(teacher, more, recipe, weights_sha256))
+    inputs = student_inputs(teacher, more, recipe, weights_sha256)
+    own_digest = student_digest(recipe, inputs)
     folder = teacher.folder / STUDENTS / student_name(recipe, own_digest)
     if run := _finished(folder, own_digest, listener):
         return run
@@ -76,6 +77,11 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
         recipe = _as_stored(recipe, read_manifest(_manifest_of(teacher).parent))
     # Only when network, optimiser and stores stand is the folder made: a student that is refused leaves none behind.
     teaching = _teaching(teacher, more, recipe, data, weights, weights_sha256, device)
+    if student_inputs(teacher, more, recipe, weights_sha256) != inputs:  # its name says what it has learned from
+        raise StoreError(
+            f"{teacher.folder}: its logits, or another teacher's, were exported anew meanwhile",
+            cure="run the same command again.",
+        )
     task = StudentTask(recipe, data, teaching, _learned(teaching, recipe, data, device), device)
     with locked(folder):
         if run := _finished(folder, own_digest, listener):  # by another process in the meantime
@@ -167,8 +173,9 @@ def _refuse_a_student(run: Run) -> None:
 def _manifest_of(teacher: Run) -> Path:
     manifest = teacher.folder / STORE / MANIFEST
     if not manifest.is_file():
+        wait = "wait for the process that is at work there; if there are none then, " if at_work(teacher.folder) else ""
         raise RunError(
-            f"{teacher.folder}: no exported logits", cure=f"run `distill export --teacher {teacher.folder}`."
+            f"{teacher.folder}: no exported logits", cure=f"{wait}run `distill export --teacher {teacher.folder}`."
         )
     return manifest
 

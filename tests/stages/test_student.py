@@ -7,6 +7,7 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -22,7 +23,9 @@ from distill.losses.terms import Sizes
 from distill.recipe.load import override, parse_recipe
 from distill.recipe.losses import CATALOGUE, LossRecipe, settle
 from distill.recipe.schema import Recipe
+from distill.report.lock import locked
 from distill.report.runs import Run, open_run
+from distill.stages import student as stage
 from distill.stages.compare import compare
 from distill.stages.export import export_teacher
 from distill.stages.finished import load_teacher, teacher_weights
@@ -30,7 +33,7 @@ from distill.stages.pipeline import run_teacher
 from distill.stages.settling import settle_student
 from distill.stages.student import train_student
 from distill.stages.student_task import StudentTask
-from distill.stages.teachers import OnlineTeaching, StoredTeaching, lesson_of
+from distill.stages.teachers import OnlineTeaching, StoredTeaching, Teaching, lesson_of
 from distill.stages.verify import verify_path
 from distill.store.logits import LogitStore
 from distill.store.tensors import read_tensors
@@ -273,6 +276,30 @@ def test_a_store_without_features_says_how_to_get_them(student, teacher: Run, tm
         assert f"--set export.{need}=true" in found.value.cure
         with pytest.raises(RecipeError, match=f"--set export.{need}=true"):
             student(f"student.loss.name={name}", f"export.{need}=false")
+
+
+def test_a_store_that_is_exported_anew_meanwhile_is_not_learned_from(student, teacher: Run, monkeypatch) -> None:
+    """Its folder's name, and its record, would be of the store before."""
+
+    def late(*given: Any) -> Teaching:
+        export_teacher(open_run(teacher.folder), override(teacher.recipe, ["export.format=int8"]), ignore)
+        return opened(*given)
+
+    opened = stage._teaching
+    monkeypatch.setattr(stage, "_teaching", late)
+    with pytest.raises(StoreError, match="exported anew meanwhile"):
+        student()
+    assert not list(teacher.folder.glob("students/*"))
+
+
+def test_a_student_beside_an_export_is_told_to_wait(student, teacher: Run) -> None:
+    (teacher.folder / "logits/manifest.json").unlink()
+    with locked(teacher.folder), pytest.raises(RunError, match="no exported logits") as busy:
+        student()
+    assert busy.value.cure.startswith("wait for the process that is at work there")
+    with pytest.raises(RunError, match="no exported logits") as idle:
+        student()
+    assert idle.value.cure.startswith("run `distill export")
 
 
 def test_an_untrained_teacher_is_a_control(tiny) -> None:
