@@ -83,7 +83,7 @@ def known(path: Path, checkpoints: str, kept: Path) -> tuple[Comparison, int]:
 
 def _differ(one: Cell, other: Cell) -> bool:
     found = differences(one.recipe, other.recipe, ("seed", "data", "views", "teacher", "export", "student"))
-    return any(not line.startswith(("data.root:", "data.noise.file:")) for line in found)
+    return any(not line.startswith(("data.root:", "data.noise.file:", "data.corrections:")) for line in found)
 
 
 def keep(comparison: Comparison, folder: Path) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from distill.data.batches import Augmentation, Batch, Maker
 from distill.data.contents import Progress
+from distill.data.corrections import corrected
+from distill.data.folder import FolderSource
 from distill.data.noise import Labels, plant_noise
 from distill.data.sources import Source, open_source
 from distill.data.split import Splits, shuffled, split, without
@@ -46,6 +48,7 @@ class ImageData:
         labels: given and true labels of all N images.
         mean: per channel, of pixels scaled to 0 to 1, over the training part.
         std: likewise, at least 1e-3.
+        corrected: labels that `data.corrections` made others.
     """
 
     source: Source
@@ -53,6 +56,7 @@ class ImageData:
     labels: Labels
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    corrected: int = 0
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -71,7 +75,7 @@ class ImageData:
 
 
 def open_data(recipe: Recipe, *, progress: Progress | None = None, quick: bool = False) -> ImageData:
-    """Opens the source, divides it, plants the noise and measures mean and deviation.
+    """Opens the source, divides it, plants the noise, corrects labels and measures mean and deviation.
 
     Images that are left out as unreadable are in no part; all else is as it would be if they could be read.
 
@@ -95,12 +99,19 @@ def open_data(recipe: Recipe, *, progress: Progress | None = None, quick: bool =
     labels = plant_noise(
         source.targets, splits, source.classes, recipe.data.noise, recipe.seed, test_start=source.test_start
     )
+    planted = labels.given
+    if recipe.data.corrections:
+        files = source.files if isinstance(source, FolderSource) else ()
+        given = corrected(recipe.data.corrections, labels.given, source.classes, files)
+        # What somebody has looked at is what is known to be right, but where noise was planted.
+        labels = Labels(given, given if recipe.data.noise.kind == "none" else labels.true)
     rest = without(splits, source.unreadable, source.targets, source.classes)
     if source.undecided:  # some of the images that would be measured may be unreadable; a plan needs no statistics
         mean, std = (0.0,) * source.shape[0], (1.0,) * source.shape[0]
     else:
         mean, std = _mean_and_std(source, splits.train, recipe.seed)
-    return ImageData(source=source, splits=rest, labels=labels, mean=mean, std=std)
+    changed = int((labels.given != planted).sum())
+    return ImageData(source=source, splits=rest, labels=labels, mean=mean, std=std, corrected=changed)
 
 
 def _mean_and_std(source: Source, train: Tensor, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -69,26 +69,44 @@ def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
+class Names:
+    """Images and classes as a person's table names them.
+
+    Args:
+        classes: the C class names.
+    """
+
+    def __init__(self, classes: tuple[str, ...]) -> None:
+        self._numbers = {name: number for number, name in enumerate(classes)}
+        # Where a class is named by a number that is not its own, a number is a name and nothing else.
+        self._named = any(_number(name) not in (None, number) for name, number in self._numbers.items())
+        self._expected = "a class name" if self._named else f"a class name or 0 to {len(classes) - 1}"
+
+    def index(self, text: str, images: int, place: str) -> int:
+        """The image's index; a `DataError` that begins with the place, where it is none of so many images."""
+        index = _number(text)
+        if index is None or index >= images:
+            raise DataError(f"{place}: index {text!r}, expected 0 to {images - 1}")
+        return index
+
+    def label(self, text: str, place: str) -> int:
+        """The class's number; a `DataError` that begins with the place, where there is no such class."""
+        # A name may begin or end with spaces; where none is just so, they are those of the file's writer.
+        bare = text.strip()
+        label = self._numbers.get(text, self._numbers.get(bare, None if self._named else _number(bare)))
+        if label is None or label >= len(self._numbers):
+            raise DataError(f"{place}: label {bare!r}, expected {self._expected}")
+        return label
+
+
 def _read_csv(path: Path, true: Tensor, classes: tuple[str, ...]) -> Tensor:
-    numbers = {name: number for number, name in enumerate(classes)}
-    # Where a class is named by a number that is not its own, a number is a name and nothing else.
-    named = any(_number(name) not in (None, number) for name, number in numbers.items())
-    expected = "a class name" if named else f"a class name or 0 to {len(classes) - 1}"
-    labels = true.clone()
+    names, labels = Names(classes), true.clone()
     line_of: dict[int, int] = {}
     for line, (index_text, label_text) in _csv_rows(path):
-        index = _number(index_text)
-        if index is None or index >= len(true):
-            raise DataError(f"{path}:{line}: index {index_text!r}, expected 0 to {len(true) - 1}")
+        index = names.index(index_text, len(true), f"{path}:{line}")
         if index in line_of:
             raise DataError(f"{path}:{line}: index {index} again, it is also in line {line_of[index]}")
-        # A name may begin or end with spaces; where none is just so, they are those of the file's writer.
-        bare = label_text.strip()
-        label = numbers.get(label_text, numbers.get(bare, None if named else _number(bare)))
-        if label is None or label >= len(classes):
-            raise DataError(f"{path}:{line}: label {bare!r}, expected {expected}")
-        line_of[index] = line
-        labels[index] = label
+        line_of[index], labels[index] = line, names.label(label_text, f"{path}:{line}")
     return labels
 
 

@@ -94,10 +94,11 @@ def differences(old: Recipe, new: Recipe, tables: Collection[str]) -> list[str]:
 
 
 def _common_inputs(recipe: Recipe) -> dict[str, Any]:
-    # Where files lie does not count; what is in them (images, a noise file's labels) is for the stages to add, and so
+    # Where files lie does not count; what is in them (images, the labels of files) is for the stages to add, and so
     # is which of them were left out.
     data = recipe.data.model_dump(
-        mode="json", exclude={"root": True, "download": True, "unreadable": True, "noise": {"file"}}
+        mode="json",
+        exclude={"root": True, "download": True, "unreadable": True, "corrections": True, "noise": {"file"}},
     )
     return {"seed": recipe.seed, "data": data}
 

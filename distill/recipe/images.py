@@ -62,6 +62,11 @@ class DataRecipe(Table):
         ge=0,
         description="Images to report on, for sources without a test part of their own: a number or a share.",
     )
+    corrections: str = Field(
+        default="",
+        description="A .csv file of labels that were looked at and are to be others, with columns index and label: "
+        "suspected_errors.csv with a column label, filled where it is to be another.",
+    )
     noise: NoiseRecipe = Field(default_factory=NoiseRecipe, description="Wrong labels, planted on purpose.")
 
     @property

@@ -98,7 +98,8 @@ def _result(folders: Sequence[Path], readers: Sequence[_Reader], cell: Cell) -> 
 def _merged(one: Recipe, other: Recipe, place: str) -> Recipe:
     """With the arms, seeds, losses, temperatures and weights of both."""
     changed = differences(one, other, ("data", "views", "teacher", "export", "student"))
-    changed = [line for line in changed if not line.startswith(("data.root:", "data.download:", "data.noise.file:"))]
+    places = ("data.root:", "data.download:", "data.noise.file:", "data.corrections:")
+    changed = [line for line in changed if not line.startswith(places)]
     first, second = one.compare, other.compare
     if first.first != second.first:
         changed.append(f"compare.reference: {first.first} -> {second.first}")

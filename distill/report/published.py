@@ -26,7 +26,8 @@ from distill.store.atomic import mendable, read_json, sha256_of, write_bytes, wr
 
 COMPARISON, RESULTS = "comparison.toml", "results.json"  # the recipe of a comparison's folder, and its numbers
 _Number: TypeAlias = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
-_FILES = frozenset({"data.noise.file", "data.root", "teacher.imported.source"})  # what an arm may name by its path
+# What an arm may name by its path.
+_FILES = frozenset({"data.corrections", "data.noise.file", "data.root", "teacher.imported.source"})
 _QUOTES = "\"'"
 _AGAIN = "Take comparison.toml and results.json again from where they came."
 
@@ -124,7 +125,7 @@ def _measured(folder: Path, cell: Mapping[str, Any]) -> bool:
 def without_runs(comparison: Comparison) -> Comparison:
     """To be written where there are no runs: it names none, and not where anything lies on this machine.
 
-    Of a noise file and of a teacher from elsewhere the name is left, without the folders.
+    Of a noise file, of corrections and of a teacher from elsewhere the name is left, without the folders.
     """
     return Comparison(_without_places(comparison.recipe), tuple(map(_without_run, comparison.results)))
 
@@ -132,13 +133,14 @@ def without_runs(comparison: Comparison) -> Comparison:
 def _without_places(recipe: Recipe) -> Recipe:
     noise = recipe.data.noise.model_copy(update={"file": PurePath(recipe.data.noise.file).name})
     root = type(recipe.data).model_fields["root"].default
+    corrections = PurePath(recipe.data.corrections).name
     imported = recipe.teacher.imported
     imported = imported.model_copy(update={"source": PurePath(imported.source).name})
     arms = {name: tuple(map(_without_place, assigned)) for name, assigned in recipe.compare.arms.items()}
     return recipe.model_copy(
         update={
             "checkpoints": Recipe.model_fields["checkpoints"].default,
-            "data": recipe.data.model_copy(update={"root": root, "noise": noise}),
+            "data": recipe.data.model_copy(update={"root": root, "noise": noise, "corrections": corrections}),
             "teacher": recipe.teacher.model_copy(update={"imported": imported}),
             "compare": recipe.compare.model_copy(update={"arms": arms}),
         }

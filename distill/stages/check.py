@@ -171,6 +171,7 @@ def _data_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
         "meta": parts.meta.numel(),
         "test": parts.test.numel(),
         **unreadable,
+        **({"corrected labels": data.corrected} if recipe.data.corrections else {}),
         "wrong training labels": f"{noisy} ({noisy / parts.train.numel():.1%})" if known else "not known",
     }
 

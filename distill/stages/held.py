@@ -15,7 +15,8 @@ from distill.report.results import of_another_recipe
 from distill.report.runs import RECORD, Run, open_run
 
 _STATE, _WEIGHTS = Path("state", "teacher.safetensors"), "model.safetensors"
-_NO_MATTER = ("data.root:", "data.download:", "data.noise.file:", "views.count:")  # what decides no teacher
+# What decides no teacher.
+_NO_MATTER = ("data.root:", "data.download:", "data.noise.file:", "data.corrections:", "views.count:")
 _CURE = "choose another name (--set name=...), or delete the folder."
 
 

@@ -66,7 +66,8 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
         listener = fan_out(metrics_file, listener)
         tell_left_out(data, listener)
         emulated = emulated_precision(device, recipe.teacher, "teacher")
-        for note in (*data.source.unused, *bare_classes(recipe, data), emulated):
+        looked_at = f"{data.corrected} labels corrected by {recipe.data.corrections}" if data.corrected else ""
+        for note in (*data.source.unused, *bare_classes(recipe, data), looked_at, emulated):
             if note:
                 listener(Notice(f"note: {note}"))
         task = TeacherTask(recipe, data, device, listener)

@@ -131,6 +131,18 @@ def test_planted_noise(tiny: Callable[..., Recipe]) -> None:
     assert verify_path(run.folder) == 2
 
 
+def test_the_list_with_a_column_of_labels_corrects_the_data(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    run = finished(tiny(), cured(tiny()))
+    look(run)
+    table = (run.folder / CSV).read_text().splitlines()
+    learned = table[0].split(",").index("learned")
+    looked_at = [f"{table[0]},label", *(f"{line},{line.split(',')[learned]}" for line in table[1:])]
+    (tmp_path / "looked_at.csv").write_text("\n".join(looked_at))
+    before, after = open_data(tiny()), open_data(tiny(f'data.corrections="{tmp_path}/looked_at.csv"'))
+    assert (int(before.labels.is_noisy.sum()), int(after.labels.is_noisy.sum())) == (60, 60 - 57 + 4)
+    assert after.corrected == 61
+
+
 def test_without_planted_noise_nobody_is_judged(tiny: Callable[..., Recipe]) -> None:
     recipe = tiny('data.noise.kind="none"')
     report = look(finished(recipe, cured(recipe), metrics={"given_right": 1.0}))
