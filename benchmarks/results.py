@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.recipe.digest import differences
+from distill.recipe.digest import PLACES, differences
 from distill.recipe.grid import Cell, comparison_folder, grid
 from distill.recipe.load import load_recipe
 from distill.report.arm_curves import arm_curves
@@ -83,7 +83,7 @@ def known(path: Path, checkpoints: str, kept: Path) -> tuple[Comparison, int]:
 
 def _differ(one: Cell, other: Cell) -> bool:
     found = differences(one.recipe, other.recipe, ("seed", "data", "views", "teacher", "export", "student"))
-    return any(not line.startswith(("data.root:", "data.noise.file:", "data.corrections:")) for line in found)
+    return any(not line.startswith(PLACES) for line in found)
 
 
 def keep(comparison: Comparison, folder: Path) -> None:

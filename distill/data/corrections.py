@@ -73,7 +73,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     header = [name.strip() for name in rows[0][1]] if rows else []
     for name in ("index", "label"):
         if header.count(name) != 1:
-            found = ",".join(header) or "nothing"
+            found = ",".join(header)[:80] or "nothing"
             raise DataError(f"{path}:1: header {found!r}, expected one column {name!r}", cure=_FORMAT)
     for line, row in rows[1:]:
         if len(row) != len(header):

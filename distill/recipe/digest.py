@@ -75,6 +75,10 @@ def another_student(asked: Recipe, found: Recipe) -> bool:
     return any(wanted.get(name) != have.get(name) for name in (wanted.keys() | have.keys()) - left_open)
 
 
+PLACES = ("data.root:", "data.download:", "data.noise.file:", "data.corrections:")
+"""How `differences` begins its lines on where files lie, which decides nothing: what is in them does."""
+
+
 def differences(old: Recipe, new: Recipe, tables: Collection[str]) -> list[str]:
     """Fields that differ, as `teacher.epochs: 20 -> 3`, in the schema's order.
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from distill.errors import RunError
 from distill.recipe.compare import CompareRecipe
-from distill.recipe.digest import differences
+from distill.recipe.digest import PLACES, differences
 from distill.recipe.grid import Cell, grid
 from distill.recipe.load import dump_recipe, load_recipe
 from distill.recipe.schema import Recipe
@@ -98,8 +98,7 @@ def _result(folders: Sequence[Path], readers: Sequence[_Reader], cell: Cell) -> 
 def _merged(one: Recipe, other: Recipe, place: str) -> Recipe:
     """With the arms, seeds, losses, temperatures and weights of both."""
     changed = differences(one, other, ("data", "views", "teacher", "export", "student"))
-    places = ("data.root:", "data.download:", "data.noise.file:", "data.corrections:")
-    changed = [line for line in changed if not line.startswith(places)]
+    changed = [line for line in changed if not line.startswith(PLACES)]
     first, second = one.compare, other.compare
     if first.first != second.first:
         changed.append(f"compare.reference: {first.first} -> {second.first}")

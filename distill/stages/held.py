@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from distill.errors import RunError, UserError
-from distill.recipe.digest import differences
+from distill.recipe.digest import PLACES, differences
 from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
 from distill.report.published import COMPARISON
@@ -16,7 +16,7 @@ from distill.report.runs import RECORD, Run, open_run
 
 _STATE, _WEIGHTS = Path("state", "teacher.safetensors"), "model.safetensors"
 # What decides no teacher.
-_NO_MATTER = ("data.root:", "data.download:", "data.noise.file:", "data.corrections:", "views.count:")
+_NO_MATTER = (*PLACES, "views.count:")
 _CURE = "choose another name (--set name=...), or delete the folder."
 
 
