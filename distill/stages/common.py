@@ -81,7 +81,8 @@ def tell_left_out(data: ImageData, listener: Listener) -> None:
     if found := list(data.source.unreadable.values()):
         more = f"; and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
         plural = "" if len(found) == 1 else "s"
-        listener(Notice(f"warning: {len(found)} unreadable image{plural} left out: {'; '.join(found[:_NAMED])}{more}"))
+        named = "; ".join(found[:_NAMED])
+        listener(Notice(f"warning: {len(found)} unreadable image{plural} left out: {named}{more}", warns=True))
 
 
 def write_left_out(data: ImageData, run: Path) -> dict[str, str]:

@@ -60,13 +60,14 @@ def _beside(schedule: Schedule, folder: Path, manner: Manner, listener: Listener
     threads = _threads(schedule.cells, manner.jobs)
     listener(Notice(f"{jobs} cells at a time, {threads} thread{'' if threads == 1 else 's'} each"))
     workers: list[Worker] = []
+    warned: set[str] = set()
     with listen_for_stop() as stop:
         try:
             while not schedule.over() and not stop:
                 workers = [worker for worker in workers if worker.alive or worker.cell is not None]
                 _hand_out(schedule, workers, folder, jobs, threads, curves=manner.curves)
                 for worker in waited(workers, _LOOK):
-                    _heed(schedule, worker, manner.jobs, listener)
+                    _heed(schedule, worker, manner.jobs, warned, listener)
         finally:
             end(workers)
     if stop:
@@ -87,10 +88,15 @@ def _hand_out(
         worker.run(cell, folder, threads, curves=curves)
 
 
-def _heed(schedule: Schedule, worker: Worker, jobs: int, listener: Listener) -> None:
-    """What a worker has to say of its cell, if anything."""
-    cell, outcome = worker.cell, worker.outcome()
+def _heed(schedule: Schedule, worker: Worker, jobs: int, warned: set[str], listener: Listener) -> None:
+    """What a worker has to say of its cell, if anything; what several are warned of is said of the first."""
+    cell, outcome = worker.cell, worker.heard()
     if cell is None or outcome is None:
+        return
+    if isinstance(outcome, Notice):
+        if outcome.message not in warned:
+            warned.add(outcome.message)
+            listener(Notice(f"{cell}: {outcome.message}"))
         return
     _note(schedule, worker.folder, outcome)  # a cell that was interrupted by itself comes again
     if outcome.state == "interrupted":

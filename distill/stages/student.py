@@ -92,7 +92,7 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
         for reason in settled.reasons:
             listener(Notice(reason))
         if slow := emulated_precision(device, recipe.student, "student"):
-            listener(Notice(f"note: {slow}"))
+            listener(Notice(f"note: {slow}", warns=True))
         begun = teacher.record.stages["teacher"].digest
         run = make_run(folder, recipe, kind="student", begun=own_digest, teacher=begun)
         metrics = fit(task, _plan(task, folder, own_digest, data, device), listener, metrics_file)

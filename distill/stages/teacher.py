@@ -69,7 +69,7 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
         looked_at = f"{data.corrected} labels corrected by {recipe.data.corrections}" if data.corrected else ""
         for note in (*data.source.unused, *bare_classes(recipe, data), looked_at, emulated):
             if note:
-                listener(Notice(f"note: {note}"))
+                listener(Notice(f"note: {note}", warns=True))
         task = TeacherTask(recipe, data, device, listener)
         # Only now, when data, model and estimator stand, is the folder taken: a failed first try blocks no name.
         run = make_run(folder, recipe, kind="teacher", begun=digest)

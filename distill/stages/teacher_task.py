@@ -197,11 +197,12 @@ class TeacherTask:
             today = label_metrics(self.data.labels, train, replace(kept, averaged=kept.labels), truth_known=truth)
         learned = self.rule.metrics() if isinstance(self.rule, Learned) else {}
         for problem in self._watch(today | learned):
-            self.listener(Notice(problem))
+            self.listener(Notice(problem, warns=True))
         if self._settled.end_epoch(today.get("labels_moved", 0.0)):
             waited = "an epoch" if self._settled.patience == 1 else f"{self._settled.patience} epochs"
             ill = ", collapsed as they are" if self._watch.collapsed(today) else ""
-            self.listener(Notice(f"labels have settled: no more of them have moved for {waited}; they stay{ill}"))
+            told = f"labels have settled: no more of them have moved for {waited}; they stay{ill}"
+            self.listener(Notice(told, warns=bool(ill)))
         return metrics | learned
 
     def check(self) -> None:

@@ -22,7 +22,7 @@ from typing import TypeAlias
 from distill.recipe.grid import Cell
 from distill.report.results import write_failed
 from distill.stages.cells import Outcome, attempt
-from distill.training.events import Event, Listener
+from distill.training.events import Event, Listener, Notice, fan_out
 from distill.training.interrupt import Interrupted
 
 GRACE = 60.0  # seconds that a worker has to save what it trains
@@ -45,29 +45,30 @@ def serve(pipe: Connection) -> None:
         os.environ |= dict.fromkeys(_THREADS, str(threads))  # read when torch is imported
         try:
             with ExitStack() as stack:
-                outcome = attempt(with_threads(cell, threads), folder, _listener(stack, curves))
+                outcome = attempt(with_threads(cell, threads), folder, _listener(pipe, stack, curves))
         except Interrupted:  # who was asked to stop takes no other cell, or the program would wait for it in vain
             _answer(pipe, Outcome(cell.number, "interrupted"))
             return
         _answer(pipe, outcome)
 
 
-def _answer(pipe: Connection, outcome: Outcome) -> None:
+def _answer(pipe: Connection, told: Outcome | Notice) -> None:
     """Tells the program, unless it has ended in the meantime: `_listen` stops the worker then."""
     with suppress(OSError):
-        pipe.send(outcome)
+        pipe.send(told)
 
 
-def _listener(stack: ExitStack, curves: bool) -> Listener:
+def _listener(pipe: Connection, stack: ExitStack, curves: bool) -> Listener:
+    def warn(event: Event) -> None:
+        """What else happens in a cell is in its metrics.jsonl."""
+        if isinstance(event, Notice) and event.warns:
+            _answer(pipe, event)
+
     if not curves:
-        return _nothing
+        return warn
     from distill.training.tensorboard import tensorboard_listener
 
-    return stack.enter_context(tensorboard_listener())
-
-
-def _nothing(event: Event) -> None:
-    """What happens in a cell is in its metrics.jsonl."""
+    return fan_out(warn, stack.enter_context(tensorboard_listener()))
 
 
 def _listen(pipe: Connection, jobs: queue.SimpleQueue[_Job]) -> None:
@@ -117,13 +118,14 @@ class Worker:
         with suppress(OSError):  # one that has died idle; `outcome` says so
             self.pipe.send((cell, folder, threads, curves))
 
-    def outcome(self) -> Outcome | None:
-        """What became of its cell, once there is something to say; a worker that has died has failed."""
+    def heard(self) -> Outcome | Notice | None:
+        """A warning about its cell, or what became of it, once there is one; a worker that has died has failed."""
         assert self.cell is not None
         try:
             if self.pipe.poll():
-                found: Outcome = self.pipe.recv()
-                self.cell, self._leaves = None, found.state == "interrupted"
+                found: Outcome | Notice = self.pipe.recv()
+                if isinstance(found, Outcome):
+                    self.cell, self._leaves = None, found.state == "interrupted"
                 return found
         except (EOFError, OSError):
             pass

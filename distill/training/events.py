@@ -92,6 +92,7 @@ class Notice:
     """Something worth a line, such as the estimator that the probe chose."""
 
     message: str
+    warns: bool = False  # of what a person should hear of also where other lines are not shown
 
 
 Event: TypeAlias = StageStarted | StepDone | EpochDone | ExportProgress | FilesRead | StageDone | StageSkipped | Notice

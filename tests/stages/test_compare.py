@@ -231,6 +231,19 @@ def test_cells_beside_each_other_are_those_of_one_process(tiny: Callable[..., Re
     assert machines == {"cpu: 1 threads"}
 
 
+def test_cells_beside_each_other_are_warned_of_too(tiny: Callable[..., Recipe]) -> None:
+    """What all of them are warned of is said once, and with the cell that said it first; other lines are not shown."""
+    recipe = tiny(*ARMS, "data.test=5", "compare.teachers=onehot,class", "teacher.labels.step=1e6")
+    told = Told()
+    assert compare(recipe, told, Manner(jobs=2)).exit_code == 0, told.notices
+    warnings = [line for line in told.notices if "no test image" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("teacher ")
+    assert ", seed 0: note: [data]: " in warnings[0]
+    assert any("teacher class, seed" in line and "labels run away" in line for line in told.notices)
+    assert not any("label rows" in line for line in told.notices)
+
+
 def test_students_at_two_weights(tiny: Callable[..., Recipe]) -> None:
     """Each learns with its own, and the one that is kd's own is the student that a grid without weights has."""
     recipe = tiny(*SHORT, "compare.teachers=onehot", "compare.controls=true", "compare.weights=0.5,0.9")
