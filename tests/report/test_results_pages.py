@@ -12,7 +12,7 @@ from distill.report.comparison_folder import read_comparison
 from tests.report.made import METRICS, made
 
 ROOT = Path(__file__).parent.parent.parent
-EVIDENCE = (r"[Ss]eeds?\b", r"\b(hours?|minutes)\b", r"[Tt]orch\s\d")
+EVIDENCE = (r"[Ss]eeds?\b", r"\b(hours?|minutes)\b", r"[Tt]orch\s\d", r"\b[Cc]ommits?\b")
 RECIPE = """# Two rules, compared. More of it.
 #
 #     distill compare recipes/labels/r.toml --jobs 2
@@ -117,7 +117,10 @@ def test_the_list_names_the_pages_that_are_there(tmp_path: Path, recipe: Path) -
 def test_what_is_kept_here_makes_the_page_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     recipe = Path("recipes", "labels", f"{folder.name}.toml")
-    assert folder.with_suffix(".md").read_text() == results.page(recipe, read_comparison([folder]))
+    kept = read_comparison([folder])
+    assert folder.with_suffix(".md").read_text() == results.page(recipe, kept)
+    commits = {str(result.provenance["commit"])[:7] for result in kept.results if result.state == "finished"}
+    assert [commit for commit in sorted(commits) if commit not in results.opening(recipe)] == []
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs" / "results").glob("*.md")), ids=lambda page: page.stem)
