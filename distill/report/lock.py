@@ -13,11 +13,16 @@ from distill.errors import RunError, StoreError
 from distill.store.atomic import is_temporary, mendable, writable_folder
 
 LOCK = ".lock"
+_held: set[Path] = set()  # folders that this process has locked itself
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, named: bool = False) -> Iterator[None]:
     """Keeps a second process out of a run folder; the lock ends with the process, however it ends.
+
+    Args:
+        folder: the run's.
+        named: whether it is chosen by the recipe's name, so that another name is a way out.
 
     Raises:
         RunError: another process is at work there.
@@ -30,12 +35,23 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             raise RunError(
                 f"{folder}: another process is at work in this run folder",
-                cure="wait for it, or choose another name: --set name=...",
+                cure="wait for it, or choose another name: --set name=..." if named else "wait for it.",
             ) from error
         # With the lock held nobody is writing now, but who draws.
         for place in (folder, folder / "state", folder / "labels", folder / "figures"):
             _sweep(place)
+        with _remembered(folder.resolve()):
+            yield
+
+
+@contextmanager
+def _remembered(folder: Path) -> Iterator[None]:
+    """For `at_work`: flock stands against a second handle of the same process as against another's."""
+    _held.add(folder)
+    try:
         yield
+    finally:
+        _held.discard(folder)
 
 
 @contextmanager
@@ -52,7 +68,7 @@ def drawing(folder: Path) -> Iterator[None]:
 def at_work(folder: Path) -> bool:
     """Whether another process is at work in a run folder; nothing is written to find out."""
     path = folder / LOCK
-    if not path.is_file():
+    if folder.resolve() in _held or not path.is_file():
         return False
     try:
         with path.open() as handle:
@@ -62,6 +78,11 @@ def at_work(folder: Path) -> bool:
     except OSError:  # it may not be read, or its file system knows no locks
         return False
     return False
+
+
+def waiting(folder: Path) -> str:
+    """For the beginning of a cure that is a command: while another process is at work there, it would be refused."""
+    return "wait for the process that is at work there; if it is still missing then, " if at_work(folder) else ""
 
 
 def _opened_lock(path: Path) -> IO[str]:

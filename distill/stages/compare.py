@@ -17,6 +17,7 @@ from distill.recipe.labels import LabelRule
 from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
 from distill.report.comparison_folder import is_plan, read_comparison, write_comparison, write_plan
+from distill.report.lock import waiting
 from distill.report.published import COMPARISON
 from distill.report.results import forget_others, write_finished
 from distill.report.runs import RECORD, Run, open_run
@@ -106,7 +107,7 @@ def run_one(recipe: Recipe, number: int, listener: Listener) -> Run:
     if cell.needs is not None and cell.needs not in there.finished:
         raise RunError(
             f"{recipe.name}: cell {number} is a {cell}, whose teacher, cell {cell.needs}, is not finished",
-            cure=f"run that first: --cell {cell.needs}",
+            cure=f"{waiting(cell.teacher_folder)}run that first: --cell {cell.needs}",
         )
     folder = prepared_folder(recipe, cells)
     forget_others(folder, cells, there.wanted)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from distill.errors import RunError
 from distill.models import zoo
 from distill.recipe.digest import digest
-from distill.report.lock import locked
+from distill.report.lock import locked, waiting
 from distill.report.runs import Run
 from distill.store.atomic import is_temporary, mendable, read_json, sha256_of, writable_folder, write_bytes, write_json
 from distill.store.manifest import installed_versions
@@ -155,7 +155,8 @@ def _student_files(run: Run) -> dict[str, str]:
     record = run.record.stages.get("student")
     if record is None:
         teacher = run.folder.resolve().parents[1]
-        raise RunError(f"{run.folder}: its student is not finished", cure=f"run `distill student --teacher {teacher}`.")
+        cure = f"{waiting(run.folder)}run `distill student --teacher {teacher}`."
+        raise RunError(f"{run.folder}: its student is not finished", cure=cure)
     for name in _READ:
         path = run.folder / name
         if not path.is_file() or sha256_of(path) != record.files.get(name):

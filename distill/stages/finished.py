@@ -20,6 +20,7 @@ from distill.models.maps import MapHook, Stage, as_row, find_stages
 from distill.recipe.digest import digest, teacher_digest
 from distill.recipe.importing import LOCAL_DIR, TIMM
 from distill.recipe.schema import Recipe
+from distill.report.lock import waiting
 from distill.report.runs import RECIPE, Run, StageRecord
 from distill.stages.common import as_teacher_sees, model_spec, teacher_inputs
 from distill.store.atomic import sha256_of
@@ -159,7 +160,7 @@ def finished_teacher(run: Run, recipe: Recipe) -> StageRecord:
     record = run.record.stages.get("teacher")
     if record is None:
         again = shlex.join(_made_by(recipe, run.folder.resolve()))
-        raise RunError(f"{run.folder}: its teacher is not finished", cure=f"run `{again}`.")
+        raise RunError(f"{run.folder}: its teacher is not finished", cure=f"{waiting(run.folder)}run `{again}`.")
     return record
 
 

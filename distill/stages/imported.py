@@ -57,7 +57,7 @@ def import_teacher(text: str, recipe: Recipe, listener: Listener, *, model: str 
     check_recipe(recipe, recipe.name)
     digest = teacher_inputs(recipe, data)
     folder = Path(recipe.checkpoints) / recipe.name
-    with locked(folder):
+    with locked(folder, named=True):
         refuse_another_teacher(folder, recipe, digest)
         if (folder / RECORD).exists() and (run := open_run(folder)).done("teacher", digest):
             listener(StageSkipped("teacher", str(folder), "already imported from the same weights"))

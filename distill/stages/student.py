@@ -18,7 +18,7 @@ from distill.recipe.digest import digest, student_digest
 from distill.recipe.losses import CATALOGUE, in_use, needs, needs_all_logits
 from distill.recipe.schema import Recipe
 from distill.recipe.student_checks import label_rule
-from distill.report.lock import at_work, locked
+from distill.report.lock import locked, waiting
 from distill.report.runs import RECORD, Run, find_run, make_run, open_run
 from distill.stages.common import after_scaling, evaluator, tell_left_out, write_selected
 from distill.stages.finished import STORE, load_teacher, origin_of, teacher_weights
@@ -173,10 +173,8 @@ def _refuse_a_student(run: Run) -> None:
 def _manifest_of(teacher: Run) -> Path:
     manifest = teacher.folder / STORE / MANIFEST
     if not manifest.is_file():
-        wait = "wait for the process that is at work there; if there are none then, " if at_work(teacher.folder) else ""
-        raise RunError(
-            f"{teacher.folder}: no exported logits", cure=f"{wait}run `distill export --teacher {teacher.folder}`."
-        )
+        cure = f"{waiting(teacher.folder)}run `distill export --teacher {teacher.folder}`."
+        raise RunError(f"{teacher.folder}: no exported logits", cure=cure)
     return manifest
 
 

@@ -54,7 +54,7 @@ def train_teacher(recipe: Recipe, listener: Listener) -> Run:
     device = prepare_device(recipe)
     data = open_data(recipe, progress=files_read(listener))
     digest = teacher_inputs(recipe, data)
-    with locked(folder):
+    with locked(folder, named=True):
         state = folder / "state" / "teacher.safetensors"
         refuse_another_teacher(folder, recipe, digest)
         if (folder / RECORD).exists() and (run := open_run(folder)).done("teacher", digest):

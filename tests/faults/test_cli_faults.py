@@ -22,8 +22,8 @@ import pytest
 from PIL import Image
 
 from distill.cli.entry import run as _run
-from distill.report.lock import locked
 from distill.report.runs import Run, damaged_files, open_run
+from tests.locks import busy
 
 TINY = """
 name = "tiny"
@@ -591,7 +591,7 @@ def test_verify_does_not_blame_files_that_are_being_written(
 ) -> None:
     """As when the store is exported in another format: its record goes, its files are made again, its record comes."""
     next((run / "logits").glob("view*")).unlink()
-    with locked(run):
+    with busy(run):
         found = distill("verify", str(run))
     assert found.code == 2
     assert f"{run}: another process is at work there" in found.err

@@ -30,6 +30,7 @@ from distill.stages.run_grid import Manner
 from distill.stages.teacher import train_teacher
 from distill.training.events import Event, Notice, StageStarted
 from distill.training.interrupt import Interrupted
+from tests.locks import busy
 
 SHORT = ("teacher.epochs=1", "student.epochs=1", "teacher.labels.rule=onehot", "data.train=100", "views.count=1")
 ARMS = (*SHORT, "compare.students=false", "compare.seeds=0,1")
@@ -188,6 +189,17 @@ def test_a_finished_cell_stays_so_while_another_process_is_at_work_there(arms: C
     with locked(run.folder), pytest.raises(RunError, match="another process is at work"):
         run_one(recipe, 0, Told())
     assert read_comparison([run.folder.parent]).results[0].state == "finished"
+
+
+def test_a_student_s_cell_beside_its_teacher_s_is_told_to_wait(tiny: Callable[..., Recipe]) -> None:
+    """`--cell 0` by itself would be refused, as it is being run."""
+    recipe = tiny(*SHORT, "compare.teachers=onehot")
+    folder = Path(recipe.checkpoints) / "tiny-compare/onehot-s0"
+    folder.mkdir(parents=True)
+    with busy(folder), pytest.raises(RunError, match="cell 0, is not finished") as beside:
+        run_one(recipe, 1, Told())
+    assert beside.value.cure.startswith("wait for the process that is at work there; ")
+    assert beside.value.cure.endswith("run that first: --cell 0")
 
 
 def test_cells_by_themselves_are_those_of_the_grid(tiny: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from distill.report.label_report import LabelReport
 from distill.report.lock import locked
 from distill.report.runs import Run, make_run, open_run
 from distill.stages.common import teacher_inputs
+from distill.stages.export import export_teacher
 from distill.stages.labels import draw_suspects, look_at_labels
 from distill.stages.pipeline import run_teacher
 from distill.stages.verify import verify_path
@@ -29,6 +30,7 @@ from distill.store.atomic import sha256_of, writable_folder
 from distill.store.labels import LearnedLabels, write_labels
 from distill.training.events import Event
 from tests.data.pictures import folder_of
+from tests.locks import busy
 
 CSV = "figures/suspected_errors.csv"
 PICTURES = {"suspected_errors.png", "label_heat_map.png", "label_epochs.png", "label_confidence.png"}
@@ -207,6 +209,24 @@ def test_runs_without_learned_labels(tiny: Callable[..., Recipe]) -> None:
     student = make_run(writable_folder(run.folder / "students" / "a"), recipe, kind="student", begun="x")
     with pytest.raises(RunError, match="this is a student"):
         look(student)
+
+
+def test_the_cure_beside_a_teacher_that_is_being_trained_is_to_wait(tiny: Callable[..., Recipe]) -> None:
+    """The command that makes the teacher would be refused by the lock of the process that makes it already."""
+    run = finished(tiny(), cured(tiny()))
+    run.forget("teacher")
+    with busy(run.folder), pytest.raises(RunError, match="not finished") as beside:
+        look(run)
+    assert beside.value.cure.startswith("wait for the process that is at work there; ")
+    with busy(run.folder), pytest.raises(RunError, match="another process is at work") as refused:
+        export_teacher(open_run(run.folder), run.recipe, silent)
+    assert refused.value.cure == "wait for it."  # another name would name the same run
+    with pytest.raises(RunError, match="not finished") as idle:
+        look(run)
+    assert idle.value.cure.startswith("run `distill teacher ")
+    with pytest.raises(RunError, match="not finished") as own:  # inside of the export's own lock
+        export_teacher(open_run(run.folder), run.recipe, silent)
+    assert own.value.cure == idle.value.cure
 
 
 def test_damaged_labels(tiny: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from distill.losses.terms import Sizes
 from distill.recipe.load import override, parse_recipe
 from distill.recipe.losses import CATALOGUE, LossRecipe, settle
 from distill.recipe.schema import Recipe
-from distill.report.lock import locked
 from distill.report.runs import Run, open_run
 from distill.stages import student as stage
 from distill.stages.compare import compare
@@ -39,6 +38,7 @@ from distill.store.logits import LogitStore
 from distill.store.tensors import read_tensors
 from distill.training.events import Event, Notice
 from distill.training.interrupt import Interrupted
+from tests.locks import busy
 from tests.stages.conftest import TINY
 from tests.stages.test_resume import StopAt, same
 
@@ -294,9 +294,9 @@ def test_a_store_that_is_exported_anew_meanwhile_is_not_learned_from(student, te
 
 def test_a_student_beside_an_export_is_told_to_wait(student, teacher: Run) -> None:
     (teacher.folder / "logits/manifest.json").unlink()
-    with locked(teacher.folder), pytest.raises(RunError, match="no exported logits") as busy:
+    with busy(teacher.folder), pytest.raises(RunError, match="no exported logits") as beside:
         student()
-    assert busy.value.cure.startswith("wait for the process that is at work there")
+    assert beside.value.cure.startswith("wait for the process that is at work there")
     with pytest.raises(RunError, match="no exported logits") as idle:
         student()
     assert idle.value.cure.startswith("run `distill export")
