@@ -13,16 +13,20 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distill.errors import RunError, UserError
+from distill.errors import RunError, StoreError, UserError
 from distill.recipe.digest import another_student, teacher_digest
 from distill.recipe.grid import Cell
 from distill.report.curves import CellCurves, run_curves
 from distill.report.runs import Run, StageRecord, open_run
-from distill.store.atomic import read_json, writable_folder, write_json
+from distill.store.atomic import mendable, read_json, writable_folder, write_json
 
 CELLS = "cells"  # in a comparison's folder
 NOT_RUN = "not run"  # the reason of a cell that nothing is known of
 State: TypeAlias = Literal["finished", "failed", "missing"]
+
+
+class UnrecordedError(StoreError):
+    """What became of a cell cannot be written down, for which the cell may be no reason."""
 
 
 class CellRecord(BaseModel):
@@ -81,6 +85,9 @@ def write_finished(folder: Path, cell: Cell, run: Run) -> None:
         folder: the comparison's.
         cell: the cell.
         run: a finished one, in that folder.
+
+    Raises:
+        UnrecordedError: it cannot be written.
     """
     place = run.folder.resolve().relative_to(folder.resolve()).as_posix()
     record = CellRecord(key=cell.key, state="finished", run=place, digest=run.record.stages[cell.kind].digest)
@@ -88,7 +95,11 @@ def write_finished(folder: Path, cell: Cell, run: Run) -> None:
 
 
 def write_failed(folder: Path, cell: Cell, reason: str, traceback: str = "") -> None:
-    """Says why a cell has no run. A finished one has: another process may be at work in it, or have finished it."""
+    """Says why a cell has no run. A finished one has: another process may be at work in it, or have finished it.
+
+    Raises:
+        UnrecordedError: it cannot be written.
+    """
     if read_result(folder, cell).state != "finished":
         _write(folder, CellRecord(key=cell.key, state="failed", reason=reason, traceback=traceback))
 
@@ -112,9 +123,15 @@ def forget_others(folder: Path, cells: Sequence[Cell], wanted: Mapping[int, str]
 
 def _write(folder: Path, record: CellRecord) -> None:
     path = folder / CELLS / f"{record.key}.json"
-    if not path.is_file() or _read(path) != record:
-        writable_folder(path.parent)
-        write_json(path, record.model_dump(mode="json"))
+    try:
+        if not path.is_file() or _read(path) != record:
+            writable_folder(path.parent)
+            write_json(path, record.model_dump(mode="json"))
+    except StoreError as error:
+        raise UnrecordedError(error.message, cure=error.cure) from error
+    except OSError as error:  # a folder that may not be entered
+        found = mendable(path, "read", error)
+        raise UnrecordedError(found.message, cure=found.cure) from error
 
 
 def _read(path: Path) -> CellRecord | None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from distill.errors import UserError
+from distill.errors import StoreError, UserError
 from distill.recipe.grid import Cell
-from distill.report.results import write_failed, write_finished
+from distill.report.results import UnrecordedError, write_failed, write_finished
 from distill.report.runs import Run, open_run
+from distill.store.atomic import NO_SPACE, is_full
 from distill.training.events import Listener
 from distill.training.interrupt import Interrupted
 
@@ -26,6 +29,7 @@ class Outcome:
     reason: str = ""
     fault: bool = False  # whether it failed by no mistake of the user's
     validation: float | None = None  # accuracy, of the last epoch
+    ends: UserError | None = None  # why the cells after it need not be begun: they would fail by the same
 
 
 def run_cell(cell: Cell, folder: Path, listener: Listener) -> Run:
@@ -37,7 +41,8 @@ def run_cell(cell: Cell, folder: Path, listener: Listener) -> Run:
         listener: told of the progress.
 
     Raises:
-        UserError: anything that the user can mend.
+        UnrecordedError: that cannot be written.
+        UserError: anything else that the user can mend.
         Interrupted: asked to stop; the same call goes on from there.
     """
     try:
@@ -46,10 +51,21 @@ def run_cell(cell: Cell, folder: Path, listener: Listener) -> Run:
         raise
     except Exception as error:
         told = "" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
-        write_failed(folder, cell, reason_of(error), told)
+        with saying(f"cell {cell.number}, {cell}, failed: {reason_of(error)}"):
+            write_failed(folder, cell, reason_of(error), told)
         raise
-    write_finished(folder, cell, run)
+    with saying(f"cell {cell.number}, {cell}, is finished"):
+        write_finished(folder, cell, run)
     return run
+
+
+@contextmanager
+def saying(unsaid: str) -> Iterator[None]:
+    """Adds to the error of a record that cannot be written what it was to say, as nothing else says it."""
+    try:
+        yield
+    except UnrecordedError as error:
+        raise UnrecordedError(f"{error.message}; it was to say that {unsaid}", cure=error.cure) from error
 
 
 def _trained(cell: Cell, listener: Listener) -> Run:
@@ -62,7 +78,7 @@ def _trained(cell: Cell, listener: Listener) -> Run:
 
 
 def attempt(cell: Cell, folder: Path, listener: Listener) -> Outcome:
-    """`run_cell`, but whatever goes wrong is the cell's alone.
+    """`run_cell`, but whatever goes wrong is told by the outcome.
 
     Raises:
         Interrupted, KeyboardInterrupt: asked to stop.
@@ -76,9 +92,19 @@ def attempt(cell: Cell, folder: Path, listener: Listener) -> Outcome:
         raise
     except Exception as error:
         fault = not isinstance(error, UserError)
-        return Outcome(cell.number, "failed", time.monotonic() - began, reason_of(error), fault)
+        seconds = time.monotonic() - began
+        return Outcome(cell.number, "failed", seconds, reason_of(error), fault, ends=_ends(error))
     validation = run.metrics(cell.kind).get("validation_accuracy")
     return Outcome(cell.number, "finished", time.monotonic() - began, validation=validation)
+
+
+def _ends(error: Exception) -> UserError | None:
+    """See `Outcome`: what fills the disk fails each of the others too, be it after an epoch of hours."""
+    if isinstance(error, UnrecordedError):
+        return error
+    if not is_full(error):
+        return None
+    return error if isinstance(error, UserError) else StoreError(reason_of(error), cure=NO_SPACE)
 
 
 def reason_of(error: Exception) -> str:

@@ -47,12 +47,12 @@ class Compared:
 def compare(recipe: Recipe, listener: Listener, manner: Manner = Manner()) -> Compared:  # noqa: B008
     """Trains what `[compare]` asks for, skipping what is already on disk, and writes table and picture.
 
-    Runs land in `<checkpoints>/<name>-compare/<arm>-s<seed>`. A cell that fails stops no other; what failed and why is
-    in the comparison.
+    Runs land in `<checkpoints>/<name>-compare/<arm>-s<seed>`. A cell that fails stops no other, but by a full disk;
+    what failed and why is in the comparison.
 
     Raises:
         UserError: anything that the user can mend, before the first cell; or another comparison of that name was begun
-            since.
+            since, the disk is full, or what became of a cell cannot be written down.
         Interrupted: asked to stop; the same call goes on from there.
     """
     cells = planned(recipe)

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from distill.errors import StoreError, UserError
 from distill.recipe.grid import Cell
-from distill.report.results import write_failed
+from distill.report.results import UnrecordedError, write_failed
 from distill.stages.cells import Outcome, attempt
 from distill.stages.schedule import Schedule
 from distill.stages.workers import Worker, end, waited
@@ -30,14 +31,18 @@ def run_cells(schedule: Schedule, folder: Path, manner: Manner, listener: Listen
     """Runs what the schedule gives until there is nothing left; what failed and was left out, the schedule knows.
 
     Raises:
+        StoreError: the disk is full, or what became of a cell cannot be written down: no other cell is begun then.
         Interrupted: asked to stop; what was trained is saved, and the same call goes on from there.
     """
     if schedule.finished:
         listener(Notice(f"{len(schedule.finished)} of {len(schedule.cells)} cells are finished already"))
-    if manner.jobs == 1:
-        _here(schedule, folder, listener)
-    elif not schedule.over():
-        _beside(schedule, folder, manner, listener)
+    try:
+        if manner.jobs == 1:
+            _here(schedule, folder, listener)
+        elif not schedule.over():
+            _beside(schedule, folder, manner, listener)
+    except UnrecordedError as error:
+        raise _stopped(schedule, error) from error
     if schedule.waiting():
         count = len(schedule.waiting())
         listener(
@@ -111,9 +116,23 @@ def _heed(schedule: Schedule, worker: Worker, jobs: int, warned: set[str], liste
 
 
 def _note(schedule: Schedule, folder: Path, outcome: Outcome) -> None:
-    """What became of a cell, and of those that cannot be run without it."""
-    for blocked in schedule.done(outcome):
+    """What became of a cell, and of those that cannot be run without it.
+
+    Raises:
+        StoreError: the cells after it need not be begun.
+    """
+    without = schedule.done(outcome)
+    if outcome.ends is not None:
+        raise _stopped(schedule, outcome.ends)
+    for blocked in without:
         write_failed(folder, schedule.cells[blocked.number], blocked.reason)
+
+
+def _stopped(schedule: Schedule, error: UserError) -> StoreError:
+    """The error with what became of the comparison."""
+    kept = f"{len(schedule.finished)} of {len(schedule.cells)} cells are finished"
+    told = f"the comparison stopped: {kept}, what is trained is kept, and the same command goes on from there"
+    return StoreError(f"{error.message}; {told}", cure=error.cure)
 
 
 def _threads(cells: Sequence[Cell], jobs: int) -> int:

@@ -21,7 +21,7 @@ from typing import TypeAlias
 
 from distill.recipe.grid import Cell
 from distill.report.results import write_failed
-from distill.stages.cells import Outcome, attempt
+from distill.stages.cells import Outcome, attempt, saying
 from distill.training.events import Event, Listener, Notice, fan_out
 from distill.training.interrupt import Interrupted
 
@@ -138,7 +138,8 @@ class Worker:
         assert self.cell is not None
         self.process.join()
         reason = _ending(self.process.exitcode or 0)
-        write_failed(self.folder, self.cell, reason)
+        with saying(f"cell {self.cell.number}, {self.cell}, failed: {reason}"):
+            write_failed(self.folder, self.cell, reason)
         return Outcome(self.cell.number, "failed", time.monotonic() - self._began, reason, fault=True)
 
     @property

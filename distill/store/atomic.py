@@ -28,13 +28,13 @@ _MAX_DEPTH = 128
 _BLOCK = 2**20
 _TEMPORARY = re.compile(r"\.[^/]+\.[0-9a-f]{16}\.tmp")
 
-_NO_SPACE = "Make room on that disk (or raise the quota), then run the same command again."
+NO_SPACE = "Make room on that disk (or raise the quota), then run the same command again."
 _NO_RIGHT = "Choose a folder that you may write to, or change its permissions."
 _IN_THE_WAY = "A file is where a folder has to be, or the other way round: move it away, or choose another place."
 _CURES = {
-    errno.ENOSPC: _NO_SPACE,
-    errno.EDQUOT: _NO_SPACE,
-    errno.EFBIG: _NO_SPACE,
+    errno.ENOSPC: NO_SPACE,
+    errno.EDQUOT: NO_SPACE,
+    errno.EFBIG: NO_SPACE,
     errno.EACCES: _NO_RIGHT,
     errno.EPERM: _NO_RIGHT,
     errno.EROFS: _NO_RIGHT,
@@ -58,6 +58,15 @@ def mendable(path: Path, action: str, error: OSError) -> StoreError:
         cure = f"Let yourself read it (chmod -R u+rX {shlex.quote(str(closed))}), or ask its owner to."
         return StoreError(f"{closed}: cannot be read: {reason}", cure=cure)
     return StoreError(f"{path}: cannot be {action}: {reason}", cure=_CURES.get(error.errno or 0, ""))
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it came of, is a disk or a quota that is full."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__
+    return False
 
 
 def barred(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -14,13 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from distill.recipe.grid import grid
+from distill.errors import StoreError, UserError
+from distill.recipe.grid import Cell, grid
 from distill.recipe.load import load_recipe, override, parse_recipe
+from distill.report.comparison_folder import read_comparison
+from distill.report.runs import Run
 from distill.stages import workers
 from distill.stages.compare import compare, run_one
 from distill.stages.run_grid import Manner, run_cells
 from distill.stages.schedule import Schedule
-from tests.faults import leaving
+from distill.training.events import Listener
+from tests.faults import full, leaving
 
 RECIPE = """
 name = "tiny"
@@ -157,3 +162,67 @@ def test_a_worker_that_was_asked_to_stop_is_handed_no_other_cell(
     schedule = Schedule(grid(parse_recipe(RECIPE, "tiny.toml")), {})
     run_cells(schedule, tmp_path, Manner(jobs=2), lambda event: None)
     assert (schedule.failed, schedule.finished) == ({}, {0, 1, 2})
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_disk_without_room_for_what_became_of_a_cell_stops_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    """The cell is trained; the others could not be noted down either."""
+    recipe = parse_recipe(RECIPE, "tiny.toml", [f'checkpoints="{tmp_path}"', "teacher.epochs=1"])
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full.refusing)
+        patch.setattr(workers, "serve", full.serve)
+        with pytest.raises(StoreError) as caught:
+            compare(recipe, lambda event: None, Manner(jobs=jobs))
+    told = (
+        r".*/cells/\w+-s0\.json: cannot be written: No space left on device; it was to say that cell [01], teacher .*, "
+        r"seed 0, is finished; the comparison stopped: 0 of 3 cells are finished, what is trained is kept, and the "
+        r"same command goes on from there"
+    )
+    assert re.fullmatch(told, caught.value.message)
+    assert "Make room" in caught.value.cure
+    folder = tmp_path / "tiny-compare"
+    assert not any((folder / "cells").iterdir())
+    weights = {path: path.stat().st_ino for path in folder.glob("*/model.safetensors")}
+    assert 1 <= len(weights) <= jobs
+    assert compare(recipe, lambda event: None).exit_code == 0
+    assert weights.items() <= {path: path.stat().st_ino for path in folder.glob("*/model.safetensors")}.items()
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_disk_that_a_cell_fills_stops_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: bool
+) -> None:
+    """Whether there is room for its failure or not. A cell that fails by itself stops no other."""
+    recipe = parse_recipe(RECIPE, "tiny.toml", [f'checkpoints="{tmp_path}"', "teacher.epochs=1"])
+    tried: list[Cell] = []
+
+    def fail(cell: Cell, listener: Listener) -> Run:
+        tried.append(cell)
+        if len(tried) == 2:
+            raise RuntimeError("torch") from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        raise UserError("by itself", cure="mend it.")
+
+    def refuse(handle: int) -> None:
+        return full.refusing(handle) if len(tried) == 2 and not recorded else None
+
+    monkeypatch.setattr("distill.stages.cells._trained", fail)
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(StoreError, match="the comparison stopped: 0 of 3 cells are finished") as caught:
+        compare(recipe, lambda event: None)
+    assert len(tried) == 2
+    assert "RuntimeError: torch" in caught.value.message
+    assert "Make room" in caught.value.cure
+    results = read_comparison([tmp_path / "tiny-compare"]).results
+    assert [each.state for each in results] == ["failed", "failed" if recorded else "missing", "missing"]
+
+
+def test_a_worker_that_dies_on_a_full_disk_stops_the_comparison(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(workers, "serve", leaving.die)
+    monkeypatch.setattr(os, "fsync", full.refusing)
+    schedule = Schedule(grid(parse_recipe(RECIPE, "tiny.toml")), {})
+    with pytest.raises(StoreError, match=r"a-s0\.json: cannot be written.*exit code 3; the comparison stopped"):
+        run_cells(schedule, tmp_path, Manner(jobs=2), lambda event: None)
