@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -74,10 +75,10 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
         model, labels = load_teacher(recipe, data, weights, device), learned_labels(run)
         _refuse_another_store(folder, origin)
         features, stages = _beside(model, data, recipe, device)
-        # From here on the store that is there may go.
+        # From here on the store that is there may go. No kill may leave one of another recipe than the run's.
         run.forget("export")
-        run.keep_recipe(ours)
-        writer = _writer(folder, origin, data, recipe, device, features, stages, labels)
+        kept = partial(run.keep_recipe, ours)
+        writer = _writer(folder, origin, data, recipe, device, features, stages, labels, kept)
         _write_missing(writer, model, data, recipe, device, stages, listener)
         files = _digests(folder, writer.finish())
         size = sum((run.folder / name).stat().st_size for name in files)
@@ -98,6 +99,7 @@ def _writer(
     features: int | None,
     stages: Sequence[Stage],
     labels: Path | None,
+    cleared: Callable[[], None],
 ) -> LogitWriter:
     """Of the store that the recipe asks for, with what is whole there already."""
     return LogitWriter(
@@ -114,6 +116,7 @@ def _writer(
         labels=labels,
         device=device.type,
         overwrite=True,
+        cleared=cleared,
     )
 
 

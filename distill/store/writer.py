@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import zip_longest
 from pathlib import Path
@@ -70,6 +70,8 @@ class LogitWriter:
         device: kind of the device that the logits are computed on.
         overwrite: when the folder holds another export, remove its files (and no other file) and start afresh. The very
             same export is continued all the same.
+        cleared: called when the folder has no manifest of another export any more, and is not yet marked as this one's:
+            for who says elsewhere which export is there, as a kill may come at any moment.
 
     Raises:
         StoreError: the folder cannot be written to, or holds something else; the classes do not fit; the labels are
@@ -93,6 +95,7 @@ class LogitWriter:
         labels: Path | None = None,
         device: str = "cpu",
         overwrite: bool = False,
+        cleared: Callable[[], None] | None = None,
     ) -> None:
         if views != origin.view_count:
             raise ValueError(f"{views} views, but the origin has {origin.view_count}")
@@ -131,6 +134,8 @@ class LogitWriter:
         writable_folder(self.folder)
         if self._continues(overwrite):
             self._keep()
+        if cleared is not None:
+            cleared()
         if self.missing() or self._incomplete():
             self._begin()
 

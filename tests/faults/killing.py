@@ -1,6 +1,6 @@
 """Kills exports by SIGKILL, at every step or at random moments, goes on with them, and reports as JSON.
 
-Run: python -m tests.faults.killing steps FOLDER | python -m tests.faults.killing moments RUN KILLS
+Run: python -m tests.faults.killing steps FOLDER | ... moments RUN KILLS | ... over RUN
 
 One process imports torch once and forks the victims; that makes a hundred kills a matter of seconds. Nothing here has
 threads when it forks.
@@ -8,6 +8,7 @@ threads when it forks.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -22,9 +23,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.report.runs import open_run
+from distill.recipe.load import override
+from distill.report.runs import Run, open_run
 from distill.stages import export
-from distill.store.manifest import MANIFEST
+from distill.stages.verify import verify_path
+from distill.store.manifest import MANIFEST, PARTIAL, read_manifest
 from tests.store import cases
 
 STEPS = ("fsync", "replace", "link", "unlink", "open")
@@ -162,9 +165,41 @@ def at_random_moments(folder: Path, kills: int) -> dict[str, object]:
     return {"landed": landed, "kept": len(before), "shards": len(after), "shown": left}
 
 
+def over_another(folder: Path) -> dict[str, object]:
+    """Kills an export over a run's store of another format, until a step at which the new one is begun.
+
+    Whatever the step: where there is a manifest, recipe.toml and the record are of its format, and the same command, or
+    the one that errors name, which goes by recipe.toml, ends with a whole store.
+    """
+    torch.set_num_threads(1)
+    kinds = set()
+    for step in itertools.count():
+        place = Path(shutil.copytree(folder, folder.parent / f"s{step}"))
+        run = open_run(place)
+
+        def work(run: Run = run, step: int = step) -> None:
+            die_at(step)
+            export.export_teacher(run, override(run.recipe, ["export.format=int8"]), lambda event: None)
+
+        assert died(victim(work)), step
+        run, store = open_run(place), place / export.STORE
+        manifest, begun = (store / MANIFEST).exists(), (store / PARTIAL).exists()
+        found = run.recipe.export.format
+        if manifest:
+            assert read_manifest(store).format == found, step
+            verify_path(place)
+        kinds.add(("export" in run.record.stages, manifest, found))
+        export.export_teacher(run, run.recipe, lambda event: None)
+        assert read_manifest(store).format == open_run(place).recipe.export.format == found, step
+        if begun:
+            break
+    return {"kills": step + 1, "kinds": sorted(kinds)}
+
+
 if __name__ == "__main__":
     # A killed process loses nothing that was written, flushed or not; waiting for the disk would only take time.
     os.fsync = lambda handle: None
     how, where, *more = sys.argv[1:]
-    found = at_every_step(Path(where)) if how == "steps" else at_random_moments(Path(where), int(more[0]))
+    hows = {"steps": at_every_step, "moments": at_random_moments, "over": over_another}
+    found = hows[how](Path(where), *map(int, more))
     print(json.dumps(found))

@@ -65,6 +65,19 @@ def test_killed_at_every_step(tmp_path: Path) -> None:
     assert found["pieces"] > 80  # kept, over all kills
 
 
+def test_killed_over_a_store_of_another_format(tmp_path: Path) -> None:
+    """A run never says one format and holds another."""
+    assigned = [f'checkpoints="{tmp_path}"', "views.count=1", "export.format=float32", "export.shard_rows=1000"]
+    recipe = parse_recipe(RECIPE, "killed.toml", assigned)
+    export_teacher(train_teacher(recipe, lambda event: None), recipe, lambda event: None)
+    found = kill("over", str(tmp_path / "killed"))
+    assert found["kills"] > 15
+    # Whether it is recorded, whether it is there, and of which format the run is.
+    assert found["kinds"] == [
+        [False, False, "float32"], [False, False, "int8"], [False, True, "float32"], [True, True, "float32"]
+    ]  # fmt: skip
+
+
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     recipe = parse_recipe(RECIPE, "killed.toml", [f'checkpoints="{tmp_path}"'])
     train_teacher(recipe, lambda event: None)
