@@ -62,10 +62,11 @@ def read_curves(folder: Path) -> Mapping[str, CellCurves]:
     if not path.is_file():
         return {}
     try:
-        header, *rows = csv.reader(io.StringIO(path.read_bytes().decode()), strict=True)
-        if tuple(header) != _COLUMNS:
-            raise ValueError(f"found the columns {', '.join(header)}, expected {', '.join(_COLUMNS)}")
-        return _by_cell(rows)
+        lines = list(csv.reader(io.StringIO(path.read_bytes().decode()), strict=True))
+        found = ", ".join(lines[0]) if lines else "none"
+        if found != ", ".join(_COLUMNS):
+            raise ValueError(f"found the columns {found}, expected {', '.join(_COLUMNS)}")
+        return _by_cell(lines[1:])
     except (ValueError, csv.Error) as error:
         raise RunError(f"{path}: damaged: {error}", cure="Take it again from where it came, or remove it.") from error
 

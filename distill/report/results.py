@@ -18,7 +18,7 @@ from distill.recipe.digest import another_student, teacher_digest
 from distill.recipe.grid import Cell
 from distill.report.curves import CellCurves, run_curves
 from distill.report.runs import Run, StageRecord, open_run
-from distill.store.atomic import mendable, read_json, writable_folder, write_json
+from distill.store.atomic import leads_out, mendable, read_json, writable_folder, write_json
 
 CELLS = "cells"  # in a comparison's folder
 NOT_RUN = "not run"  # the reason of a cell that nothing is known of
@@ -174,7 +174,7 @@ def of_another_recipe(run: Run, cell: Cell) -> bool:
 
 def _result(folder: Path, cell: Cell, record: CellRecord) -> CellResult:
     place = folder / record.run
-    if not place.resolve().is_relative_to(folder.resolve()):
+    if leads_out(place, folder):
         raise RunError(f"{folder / CELLS / record.key}.json: names {record.run!r}, which is outside the folder")
     run = open_run(place)
     stage = run.record.stages.get(cell.kind)

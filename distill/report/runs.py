@@ -20,6 +20,7 @@ from distill.recipe.load import dump_recipe, load_recipe
 from distill.recipe.paths import expanded
 from distill.recipe.schema import Recipe
 from distill.store.atomic import (
+    leads_out,
     mendable,
     parse_json,
     read_json,
@@ -272,7 +273,7 @@ def damaged_files(run: Run) -> list[str]:
     for stage, record in run.record.stages.items():
         for name, expected in record.files.items():
             path = run.folder / name
-            if not path.resolve().is_relative_to(run.folder.resolve()):
+            if leads_out(path, run.folder):
                 problems.append(f"{run.folder / RECORD}: {stage} names {name!r}, which is outside the run folder")
             elif problem := _damage(path, stage, expected):
                 problems.append(problem)

@@ -51,7 +51,8 @@ def run_cell(cell: Cell, folder: Path, listener: Listener) -> Run:
         raise
     except Exception as error:
         told = "" if isinstance(error, UserError) else "".join(traceback.format_exception(error))
-        with saying(f"cell {cell.number}, {cell}, failed: {reason_of(error)}"):
+        reason = error.message if isinstance(error, UserError) else reason_of(error)
+        with saying(f"cell {cell.number}, {cell}, failed: {reason}"):
             write_failed(folder, cell, reason_of(error), told)
         raise
     with saying(f"cell {cell.number}, {cell}, is finished"):

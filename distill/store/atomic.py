@@ -42,6 +42,7 @@ _CURES = {
     errno.EISDIR: _IN_THE_WAY,
     errno.EEXIST: _IN_THE_WAY,
     errno.ENOENT: "Check the path; its folder has to be there.",
+    errno.ELOOP: "Remove the link that leads back to itself.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.EMFILE: "Raise the limit of open files: ulimit -n 4096.",
 }
@@ -72,6 +73,18 @@ def is_full(error: BaseException | None) -> bool:
 def barred(path: Path) -> Path:
     """The first folder on the way to a path that may not be entered; the path itself where all may."""
     return next((part for part in reversed(path.parents) if part.is_dir() and not os.access(part, os.X_OK)), path)
+
+
+def leads_out(path: Path, folder: Path) -> bool:
+    """Whether a path that a file of ours names lies outside a folder, links followed.
+
+    One that lies nowhere does not: links in a circle, or a name that no file can have. There is no file then.
+    """
+    try:
+        place = os.path.realpath(path)
+    except ValueError:
+        return False
+    return not Path(place).is_relative_to(os.path.realpath(folder))
 
 
 def unreadable(path: Path) -> bool:

@@ -342,11 +342,14 @@ def test_a_folder_says_what_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     ["{}", "[", '{"key": "onehot-s0", "state": "finished", "run": "../elsewhere", "digest": "0"}',
-     '{"key": "onehot-s0", "state": "finished", "run": "gone", "digest": "0"}'],
+     '{"key": "onehot-s0", "state": "finished", "run": "gone", "digest": "0"}',
+     '{"key": "onehot-s0", "state": "finished", "run": "a\\u0000", "digest": "0"}',
+     '{"key": "onehot-s0", "state": "finished", "run": "round", "digest": "0"}'],
 )  # fmt: skip
 def test_a_damaged_cell_counts_as_missing(tmp_path: Path, text: str) -> None:
     (tmp_path / CELLS).mkdir()
     (tmp_path / CELLS / "onehot-s0.json").write_text(text)
+    (tmp_path / "round").symlink_to("round")
     found = read_result(tmp_path, grid(made().recipe)[0])
     assert found.state == "missing"
 

@@ -72,7 +72,7 @@ def test_no_curve_no_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        (b"", "not enough values"),
+        (b"", "found the columns none, expected cell, epoch"),
         (b"cell,epoch\n", "expected cell, epoch, validation_accuracy, labels_right"),
         (b"cell,epoch,validation_accuracy,labels_right\na,1,0.5\n", "line 2: found 3 columns"),
         (b"cell,epoch,validation_accuracy,labels_right\na,1,0.5,\na,3,0.5,\n", "line 3: found epoch '3' of a"),

@@ -13,7 +13,8 @@ import pytest
 from distill.errors import RunError, StoreError
 from distill.recipe.schema import Recipe
 from distill.report.lock import LOCK, drawing, locked
-from distill.report.runs import RECORD, find_run, make_run, open_run
+from distill.report.runs import RECORD, damaged_files, find_run, make_run, open_run
+from distill.store.atomic import writable_folder
 
 
 def test_a_name_is_a_runs_before_it_is_another_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,3 +103,23 @@ def test_an_accuracy_that_is_no_share_is_damage(tmp_path: Path, wrong: str) -> N
     said = rf"damaged run folder: .*test_accuracy is {wrong}, expected a share from 0 to 1"
     with pytest.raises(RunError, match=said):
         open_run(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("round", "round: missing; teacher wrote it"),
+        ("round/model.safetensors", "model.safetensors: missing; teacher wrote it"),
+        ("a\0", "missing; teacher wrote it"),
+        ("../a", "teacher names '../a', which is outside the run folder"),
+        ("away/a", "teacher names 'away/a', which is outside the run folder"),
+    ],
+)
+def test_files_that_no_path_leads_to_are_damage(tmp_path: Path, name: str, found: str) -> None:
+    """Links in a circle, and names that no file can have: `verify` ended in a traceback."""
+    run = make_run(writable_folder(tmp_path / "r"), Recipe(name="r"), kind="teacher", begun="0")
+    run.finish("teacher", "0", {"seconds": 1.0}, {name: "0"}, "cpu")
+    (run.folder / "round").symlink_to("round")
+    (run.folder / "away").symlink_to(tmp_path)
+    (problem,) = damaged_files(open_run(run.folder))
+    assert problem.endswith(found)
