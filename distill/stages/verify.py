@@ -184,7 +184,8 @@ def _store(run: Run) -> Found:
 
 def _labels(run: Run) -> Found:
     folder = run.folder / LABELS_FOLDER
-    return verify_labels(folder) if folder.is_dir() else [], 0
+    # A teacher is recorded last: before that, a kill may have come between the tables and their manifest.
+    return verify_labels(folder) if "teacher" in run.record.stages and folder.is_dir() else [], 0
 
 
 def _students(run: Run) -> Found:
@@ -220,7 +221,9 @@ def _of_another_teacher(run: Run, students: list[Path]) -> Iterator[str]:
 def _other_labels(run: Run) -> list[str]:
     """Whether the store carries the very labels that the teacher learned."""
     teacher, carried = run.record.stages.get("teacher"), read_manifest(run.folder / STORE).labels
-    learned = teacher.files.get(LABELS_FILE) if teacher else None
+    if teacher is None:  # it is being trained again
+        return []
+    learned = teacher.files.get(LABELS_FILE)
     if learned == (carried.tables.sha256 if carried else None):
         return []
     return [f"{run.folder / STORE}: carries other learned labels than {run.folder / LABELS_FOLDER}"]

@@ -611,6 +611,20 @@ def test_verify_does_not_blame_files_that_are_being_written(
     assert "restore these files" in found.err
 
 
+def test_verify_does_not_blame_what_a_killed_teacher_was_about_to_write(distill: Command, run: Path) -> None:
+    """Between its tables and their manifest; and before that, trained again because its weights were lost."""
+    open_run(run).forget("teacher")
+    assert distill("verify", str(run)).code == 0  # the store carries labels that nothing says the teacher did not learn
+    (run / "labels" / "manifest.json").unlink()
+    assert distill("verify", str(run)).code == 0
+    shutil.rmtree(run / "logits")
+    open_run(run).forget("export")
+    assert distill("verify", "checkpoints").code == 0
+    assert distill("run", "tiny.toml", "--quiet").code == 0
+    (run / "labels" / "manifest.json").unlink()
+    assert "labels/manifest.json: missing; teacher wrote it" in distill("verify", str(run)).err
+
+
 def test_a_damaged_manifest_says_how_to_make_it_again(distill: Command, run: Path) -> None:
     (run / "logits" / "manifest.json").write_bytes(b"{}")
     found = distill("student", "--teacher", "tiny", "--quiet", "-T", "2")
