@@ -13,7 +13,6 @@ from distill.errors import RunError, StoreError
 from distill.store.atomic import is_temporary, mendable, writable_folder
 
 LOCK = ".lock"
-_held: set[str] = set()  # folders that this process has locked itself
 
 
 @contextmanager
@@ -40,18 +39,7 @@ def locked(folder: Path, *, named: bool = False) -> Iterator[None]:
         # With the lock held nobody is writing now, but who draws.
         for place in (folder, folder / "state", folder / "labels", folder / "figures"):
             _sweep(place)
-        with _remembered(os.path.realpath(folder)):
-            yield
-
-
-@contextmanager
-def _remembered(folder: str) -> Iterator[None]:
-    """For `at_work`: flock stands against a second handle of the same process as against another's."""
-    _held.add(folder)
-    try:
         yield
-    finally:
-        _held.discard(folder)
 
 
 @contextmanager
@@ -66,9 +54,9 @@ def drawing(folder: Path) -> Iterator[None]:
 
 
 def at_work(folder: Path) -> bool:
-    """Whether another process is at work in a run folder; nothing is written to find out."""
+    """Whether a process is at work in a run folder, this one too if it has the lock; nothing is written to find out."""
     path = folder / LOCK
-    if os.path.realpath(folder) in _held or not path.is_file():
+    if not path.is_file():
         return False
     try:
         with path.open() as handle:

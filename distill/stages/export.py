@@ -23,6 +23,7 @@ from distill.stages.answers import MEASURED, answers_of
 from distill.stages.finished import (
     STORE,
     few_images,
+    finished_teacher,
     learned_labels,
     load_teacher,
     map_stages,
@@ -61,6 +62,7 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     device = prepare_device(recipe)
     data = open_data(recipe, progress=files_read(listener))
     folder = run.folder / STORE
+    finished_teacher(run, recipe)  # asked without the lock, beside which its cure would be to wait for whoever holds it
     with locked(run.folder):
         run.reread()
         weights, weights_sha256 = teacher_weights(run, recipe, data)
