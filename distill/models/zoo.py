@@ -7,8 +7,10 @@ Importing this module registers our networks in timm (`cifar.py`, `small.py`), w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -21,16 +23,27 @@ from distill.models.spec import Json, ModelSpec, check_arguments, list_models, r
 from distill.models.weights import create_pretrained, find_weights
 
 __all__ = [
+    "Fit",
     "Json",
     "ModelSpec",
     "check_name",
     "check_pretrained",
     "create",
     "fit",
+    "fit_once",
     "list_models",
     "parameter_count",
     "save_for_timm",
 ]
+
+
+class Fit(Protocol):
+    """`fit`, or what stands in for it."""
+
+    def __call__(
+        self, name: str, *, classes: int, channels: int, image_size: int, arguments: Mapping[str, Any] = ...
+    ) -> ModelSpec:
+        """See `fit`."""
 
 
 def fit(
@@ -64,6 +77,38 @@ def fit(
     given = check_arguments(name, arguments)
     trial = fitting.search(fitting.Request(resolve(name), given, classes, channels, image_size))
     return ModelSpec(name, trial.architecture, trial.arguments, image_size, channels, classes)
+
+
+def fit_once() -> Fit:
+    """A `fit` that searches once for each question, for whoever will ask the same again, of many arms say.
+
+    A search builds and runs several networks. The answers, refusals too, last as long as what is returned here.
+    """
+    search = fit
+    found: dict[str, ModelSpec | ModelError] = {}
+
+    def once(
+        name: str,
+        *,
+        classes: int,
+        channels: int,
+        image_size: int,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+    ) -> ModelSpec:
+        question = repr((name, classes, channels, image_size, dict(arguments)))
+        if question not in found:
+            try:
+                found[question] = search(
+                    name, classes=classes, channels=channels, image_size=image_size, arguments=arguments
+                )
+            except ModelError as error:
+                found[question] = error
+        answer = found[question]
+        if isinstance(answer, ModelError):
+            raise ModelError(answer.message, cure=answer.cure)
+        return replace(answer, arguments=deepcopy(answer.arguments))  # nobody's changes reach another
+
+    return once
 
 
 def check_name(name: str, arguments: Mapping[str, Any] = MappingProxyType({})) -> None:

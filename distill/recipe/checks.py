@@ -7,12 +7,12 @@ recipe means something else than it does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from distill.errors import RecipeError
-from distill.recipe.compare_checks import arm_problems, compare_problems
+from distill.recipe.compare_checks import compare_problems, make_arms
 from distill.recipe.fields import key
-from distill.recipe.grid import UNTRAINED, arm_recipe, grid, with_loss
+from distill.recipe.grid import UNTRAINED, Cell, with_loss
 from distill.recipe.label_checks import label_problems
 from distill.recipe.labels import LEARNED_RULES, LabelRule
 from distill.recipe.schema import OptimizerRecipe, Recipe, StageRecipe, ViewsRecipe
@@ -38,12 +38,12 @@ def problems(recipe: Recipe, *, comparing: bool = False) -> list[str]:
         recipe: one that fits the schema.
         comparing: whether the teachers of [compare] are to be trained, so that the learned ones among them count too.
     """
-    compare = recipe.compare
-    own = [*compare_problems(recipe, comparing)]
+    compare, arms = recipe.compare, make_arms(recipe)
+    own = [*compare_problems(recipe, arms, comparing)]
     if not comparing:
         found = _fields(recipe)
     elif compare.arms:
-        found = _arms(recipe)
+        found = _arms(arms.made)
     else:
         found = _with_each_loss(recipe, compare.teachers)
     return [*found, *own]
@@ -71,14 +71,9 @@ def _with_each_loss(recipe: Recipe, compared: Sequence[LabelRule]) -> list[str]:
     return list(dict.fromkeys(line for loss in losses for line in _fields(with_loss(recipe, loss, None), compared)))
 
 
-def _arms(recipe: Recipe) -> list[str]:
+def _arms(made: Mapping[str, Recipe]) -> list[str]:
     """Of every arm that can be made; what all of them have in common is said once, without their names."""
-    arms = {
-        name: arm_recipe(recipe, name)
-        for name, assignments in recipe.compare.arms.items()
-        if not arm_problems(recipe, assignments)
-    }
-    found = {name: _with_each_loss(arm, (arm.teacher.labels.rule,)) for name, arm in arms.items()}
+    found = {name: _with_each_loss(arm, (arm.teacher.labels.rule,)) for name, arm in made.items()}
     lines = dict.fromkeys(line for each in found.values() for line in each)
     common = [line for line in lines if all(line in each for each in found.values())]
     own = [f"[compare.arms] {key(name)}: {line}" for name, each in found.items() for line in each if line not in common]
@@ -93,19 +88,20 @@ def check_recipe(recipe: Recipe, where: str, *, comparing: bool = False) -> None
         raise RecipeError(lines, cure="`distill list fields` says what each field is for.")
 
 
-def cell_problems(recipe: Recipe) -> Iterator[str]:
+def cell_problems(cells: Sequence[Cell]) -> Iterator[str]:
     """Rules that single cells of a comparison break, each told once, of the first that does.
 
-    Cells of the first seed are looked at: other seeds break no other rule.
+    Cells of the first seed are looked at: other seeds break no other rule. `[compare]` is that of the comparison in
+    each, so nothing is left to say of it: to make all arms again for every cell would take the square of their number.
 
     Args:
-        recipe: that of the comparison, which breaks no rule by itself.
+        cells: of a comparison whose recipe breaks no rule by itself.
     """
     told: set[str] = set()
-    for cell in grid(recipe):
-        if cell.seed != recipe.compare.seeds[0]:
+    for cell in cells:
+        if cell.seed != cells[0].seed:
             continue
-        for line in problems(cell.recipe):
+        for line in _fields(cell.recipe):
             if line not in told:
                 told.add(line)
                 out = "; or leave out this control: [compare] controls = false" if cell.control == UNTRAINED else ""

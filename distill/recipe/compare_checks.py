@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from distill.errors import RecipeError
 from distill.recipe.compare import CompareRecipe
 from distill.recipe.fields import key
 from distill.recipe.grid import UNTRAINED, arm_recipe, run_name, takes_temperature
-from distill.recipe.load import override
 from distill.recipe.losses import CATALOGUE, LossName, LossRecipe
 from distill.recipe.schema import Recipe
 
@@ -18,22 +18,56 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,79}")
 _SHARED = ("name", "seed", "checkpoints", "compare")  # what every arm of a comparison has in common
 
 
-def compare_problems(recipe: Recipe, comparing: bool) -> Iterator[str]:
-    """Every rule about `[compare]` that the recipe breaks, one line each; arguments as for `checks.problems`."""
-    yield from _arms(recipe)
+@dataclass(frozen=True)
+class Arms:
+    """The arms of a comparison, each made once: none where label rules are compared.
+
+    Attributes:
+        made: the recipe of every arm that can be made.
+        refused: what is wrong with the others' assignments, one line each.
+    """
+
+    made: Mapping[str, Recipe]
+    refused: Mapping[str, list[str]]
+
+
+def make_arms(recipe: Recipe) -> Arms:
+    """Makes every arm of a recipe, as far as that can be done."""
+    made: dict[str, Recipe] = {}
+    refused: dict[str, list[str]] = {}
+    for name, assignments in recipe.compare.arms.items():
+        if shared := _shared(assignments):
+            refused[name] = shared
+            continue
+        try:
+            made[name] = arm_recipe(recipe, name)
+        except RecipeError as error:
+            refused[name] = [line.removeprefix("override ") for line in error.message.splitlines()]
+    return Arms(made, refused)
+
+
+def compare_problems(recipe: Recipe, arms: Arms, comparing: bool) -> Iterator[str]:
+    """Every rule about `[compare]` that the recipe breaks, one line each.
+
+    Args:
+        recipe: as for `checks.problems`.
+        arms: those of the recipe.
+        comparing: as for `checks.problems`.
+    """
+    yield from _arms(recipe, arms)
     yield from _reference(recipe.compare)
     yield from _lists(recipe.compare)
     if comparing:
-        yield from _imported(recipe)
-        yield from _students(recipe)
+        yield from _imported(recipe, arms.made)
+        yield from _students(recipe, arms.made)
 
 
-def _arms(recipe: Recipe) -> Iterator[str]:
+def _arms(recipe: Recipe, arms: Arms) -> Iterator[str]:
     compare = recipe.compare
     if compare.arms and compare.teachers != CompareRecipe.model_fields["teachers"].default:
         yield "[compare] teachers: given beside [compare.arms], which replace them; leave one of them out"
     folders: dict[str, str] = {}
-    for name, assignments in compare.arms.items():
+    for name in compare.arms:
         place = f"[compare.arms] {key(name)}"
         if not _NAME.fullmatch(name):
             yield (
@@ -45,26 +79,20 @@ def _arms(recipe: Recipe) -> Iterator[str]:
         folders.setdefault(folder, name)
         if name == UNTRAINED and compare.students and compare.controls:
             yield f"{place}: is the name of a control; rename it, or set [compare] controls = false"
-        for line in arm_problems(recipe, assignments):
+        for line in arms.refused.get(name, ()):
             yield f"{place}: {line}"
 
 
-def arm_problems(recipe: Recipe, assignments: Sequence[str]) -> list[str]:
-    """What is wrong with an arm's assignments, each by itself."""
+def _shared(assignments: Sequence[str]) -> list[str]:
+    """What an arm may not assign, as it is not its own."""
     fields = [text.partition("=")[0].strip() for text in assignments]
     refused = [field for field in fields if field.split(".")[0].strip() in _SHARED]
-    if refused:
-        return [f"found {json.dumps(field)}, which all arms have in common; leave it out" for field in refused]
-    try:
-        override(recipe, assignments)
-    except RecipeError as error:
-        return [line.removeprefix("override ") for line in error.message.splitlines()]
-    return []
+    return [f"found {json.dumps(field)}, which all arms have in common; leave it out" for field in refused]
 
 
-def _imported(recipe: Recipe) -> Iterator[str]:
+def _imported(recipe: Recipe, made: Mapping[str, Recipe]) -> Iterator[str]:
     """Of arms alone: the recipe of an imported teacher's run is sound, whatever it has arms of."""
-    for name, arm in _made(recipe).items():
+    for name, arm in made.items():
         if (source := arm.teacher.imported.source) and source != recipe.teacher.imported.source:
             yield (
                 f"[compare.arms] {key(name)}: [teacher.imported] source: found {json.dumps(source)}, but the teachers "
@@ -94,7 +122,7 @@ def _lists(compare: CompareRecipe) -> Iterator[str]:
         yield f"[compare] seeds: found {min(compare.seeds)}, expected seeds of at least 0"
 
 
-def _students(recipe: Recipe) -> Iterator[str]:
+def _students(recipe: Recipe, made: Mapping[str, Recipe]) -> Iterator[str]:
     compare = recipe.compare
     if not compare.students:
         return
@@ -109,7 +137,7 @@ def _students(recipe: Recipe) -> Iterator[str]:
                 f"[compare] {name}: found several with no validation images to choose by, "
                 f"expected [data] validation above 0, or one {one}"
             )
-    losses = _losses(recipe)
+    losses = _losses(recipe, made)
     named = f'the loss "{losses[0]}" has' if len(losses) == 1 else f"the losses {', '.join(losses)} have"
     if compare.temperatures and not any(takes_temperature(loss) for loss in losses):
         yield f"[compare] temperatures: given, but {named} none; leave them out, or set [student.loss] name"
@@ -119,20 +147,20 @@ def _students(recipe: Recipe) -> Iterator[str]:
             "weight is at most 1; leave them out, or set [student.loss] name"
         )
     if compare.weights:
-        yield from _weighed_twice(recipe)
-    yield from _lost(recipe)
+        yield from _weighed_twice(recipe, made)
+    yield from _lost(recipe, made)
 
 
-def _losses(recipe: Recipe) -> list[LossName]:
+def _losses(recipe: Recipe, made: Mapping[str, Recipe]) -> list[LossName]:
     """All that students of the grid learn with, but for controls."""
-    arms = list(_made(recipe).values()) or [recipe]
+    arms = list(made.values()) or [recipe]
     return list(dict.fromkeys(recipe.compare.losses or (arm.student.loss.name for arm in arms)))
 
 
-def _lost(recipe: Recipe) -> Iterator[str]:
+def _lost(recipe: Recipe, made: Mapping[str, Recipe]) -> Iterator[str]:
     """What arms assign to the student's loss, and no student of the grid would have: two arms would be the same."""
     compare, common = recipe.compare, recipe.student.loss
-    for name, arm in _made(recipe).items():
+    for name, arm in made.items():
         loss, place = arm.student.loss, f"[compare.arms] {key(name)}: [student.loss]"
         if compare.losses and loss.name not in compare.losses and _own(loss) != _own(common):
             yield (
@@ -150,11 +178,11 @@ def _own(loss: LossRecipe) -> LossRecipe:
     return loss.model_copy(update={"plus": {}, "allow_topk": False})
 
 
-def _weighed_twice(recipe: Recipe) -> Iterator[str]:
+def _weighed_twice(recipe: Recipe, made: Mapping[str, Recipe]) -> Iterator[str]:
     """Weights of the student's loss that those of the grid would replace, in the recipe or in an arm."""
     common = _own_weights(recipe)
     yield from common
-    for name, arm in _made(recipe).items():
+    for name, arm in made.items():
         for line in _own_weights(arm):
             if line not in common:
                 yield f"[compare.arms] {key(name)}: {line}"
@@ -169,9 +197,3 @@ def _own_weights(recipe: Recipe) -> list[str]:
         f"[student.loss] {name}: found {value:g} with [compare] weights, which replace it; leave one of them out"
         for name, value in given.items()
     ]
-
-
-def _made(recipe: Recipe) -> dict[str, Recipe]:
-    """The recipe of every arm that can be made; none where label rules are compared, which students have in common."""
-    arms = recipe.compare.arms.items()
-    return {name: arm_recipe(recipe, name) for name, assignments in arms if not arm_problems(recipe, assignments)}

@@ -10,7 +10,6 @@ import json
 import math
 import re
 import types
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
@@ -27,6 +26,8 @@ _SAME_KIND = 0.1
 
 
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")  # Unicode's category Cc, for good
 
 
 class FieldLine(NamedTuple):
@@ -270,7 +271,7 @@ def _either(words: Sequence[str]) -> str:
 
 def _is_unicode(text: str) -> bool:
     """False for a byte of the command line that is no UTF-8: Python carries it as half a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
+    return not _SURROGATE.search(text)
 
 
 def _quoted(text: str) -> str:
@@ -289,7 +290,7 @@ def unstorable(value: object) -> str:
     """Why a value cannot be digested, written again or printed, or ""."""
     if isinstance(value, str) and not _is_unicode(value):
         return "expected Unicode text"
-    if isinstance(value, str) and any(unicodedata.category(character) == "Cc" for character in value):
+    if isinstance(value, str) and _CONTROL.search(value):
         return "expected text without control characters"
     if isinstance(value, int) and not -(2**63) <= value < 2**63:
         return "expected an integer of 64 bits"

@@ -6,12 +6,14 @@ before the next seed. A teacher stands before its students.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from distill.errors import RecipeError
 from distill.recipe.labels import LabelsRecipe
 from distill.recipe.load import override
 from distill.recipe.losses import CATALOGUE, LossName, LossRecipe
@@ -79,11 +81,14 @@ def grid(recipe: Recipe) -> tuple[Cell, ...]:
     """All cells of `[compare]`, in order.
 
     Raises:
-        RecipeError: an arm's assignments do not fit; `check_recipe` says so earlier and better.
+        RecipeError: an arm's assignments do not fit, or controls want a reference that is not compared;
+            `check_recipe` says so earlier and better.
     """
     cells: list[Cell] = []
     compare = recipe.compare
     arms = {name: arm_recipe(recipe, name) for name in compare.names}
+    if compare.students and compare.controls and compare.first not in arms:
+        raise RecipeError(f"[compare] reference: found {json.dumps(compare.reference)}, which is not compared")
     for seed in compare.seeds:
         for name, own in arms.items():
             cells += _block(len(cells), at_seed(recipe, own, name, seed), name, seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +17,11 @@ from distill.data.loader import ImageData, open_data, steps_per_epoch
 from distill.data.views import in_words, view_count
 from distill.errors import RecipeError, UserError
 from distill.models import zoo
+from distill.models.zoo import Fit
 from distill.recipe.checks import cell_problems
 from distill.recipe.checks import problems as cross_field_problems
 from distill.recipe.compare import CompareRecipe
-from distill.recipe.grid import grid
+from distill.recipe.grid import Cell, grid
 from distill.recipe.labels import LEARNED_RULES, reads
 from distill.recipe.schema import Recipe, StageRecipe
 from distill.stages.arms import Tried, grid_errors, trials
@@ -74,11 +75,14 @@ class PlanReport:
 
 def check_plan(recipe: Recipe, where: str) -> PlanReport:
     """Opens the data, fits the models and adds up the sizes; collects every problem, not only the first."""
-    report, written = PlanReport(where), recipe
+    report, written, fit = PlanReport(where), recipe, zoo.fit_once()
     comparing = recipe.compare != CompareRecipe()  # else a comparison of the defaults is nothing that it asks for
     report.problems += cross_field_problems(recipe, comparing=comparing)
+    cells: tuple[Cell, ...] = ()
+    with suppress(RecipeError):  # an arm that does not fit is among the problems already
+        cells = grid(recipe)
     if comparing and not report.problems:
-        report.problems += cell_problems(recipe)
+        report.problems += cell_problems(cells)
     data: ImageData | None = None
     shape = KNOWN.get(recipe.data.source)
     with _collected(report):
@@ -99,27 +103,26 @@ def check_plan(recipe: Recipe, where: str) -> PlanReport:
     report.plan["views"] = {"made of": in_words(recipe.views), "stored": count}
     if shape is not None:
         with suppress(UserError):
-            settled = settle_student(recipe, channels=shape[0], image_size=shape[1], classes=shape[2])
+            settled = settle_student(recipe, channels=shape[0], image_size=shape[1], classes=shape[2], fit=fit)
             recipe = settled.recipe
             report.notes += settled.reasons
     report.notes += _idle(recipe)
     for table, stage in (("teacher", recipe.teacher), ("student", recipe.student)):
         if shape is not None:
             with suppress(UserError):
-                report.plan[table] = _stage_plan(recipe, table, stage, shape, data)
+                report.plan[table] = _stage_plan(recipe, table, stage, shape, data, fit)
         if data is not None:
             report.notes += _lowered(recipe, table, stage, data)
     if data is not None:
         with suppress(UserError):
-            report.plan["export"] = _export_plan(recipe, data)
-    for trial in trials(written, shape).values():  # which tells what was suppressed above
+            report.plan["export"] = _export_plan(recipe, data, fit)
+    for trial in trials(written, shape, fit=fit).values():  # which tells what was suppressed above
         with _collected(report):
             trial()
     if comparing:
-        with suppress(RecipeError):  # an arm that does not fit is among the problems already
-            for error in grid_errors(written, Tried(shape, report.told())):
-                report.add(error)
-    report.plan["compare"] = _compare_plan(recipe)
+        for error in grid_errors(written, cells, Tried(shape, report.told(), fit)):
+            report.add(error)
+    report.plan["compare"] = _compare_plan(recipe.compare, cells)
     return report
 
 
@@ -177,10 +180,10 @@ def _data_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
 
 
 def _stage_plan(
-    recipe: Recipe, table: str, stage: StageRecipe, shape: tuple[int, int, int], data: ImageData | None
+    recipe: Recipe, table: str, stage: StageRecipe, shape: tuple[int, int, int], data: ImageData | None, fit: Fit
 ) -> dict[str, Any]:
     channels, side, classes = shape
-    spec = fit_model(stage, table, channels=channels, image_size=side, classes=classes)
+    spec = fit_model(stage, table, channels=channels, image_size=side, classes=classes, fit=fit)
     extra = {name: v for name, v in spec.arguments.items() if name not in ("num_classes", "in_chans")}
     plan: dict[str, Any] = {
         "model": spec.architecture + (f" {extra}" if extra else ""),
@@ -251,10 +254,10 @@ def _rows(recipe: Recipe, table: str, data: ImageData) -> torch.Tensor:
     return training_rows(data, recipe.teacher.labels) if table == "teacher" else stored_rows(data)
 
 
-def _export_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
+def _export_plan(recipe: Recipe, data: ImageData, fit: Fit) -> dict[str, Any]:
     rows, views = stored_rows(data).numel(), view_count(recipe.views)
     export = recipe.export
-    features, sizes = beside_logits(recipe, (*data.shape[:2], data.num_classes))
+    features, sizes = beside_logits(recipe, (*data.shape[:2], data.num_classes), fit)
     columns = logit_columns(export.format, data.num_classes, export.k or 1)
     columns += half_columns("features", features) if features else ()
     columns += half_columns("maps", sum(map(math.prod, sizes))) if sizes else ()
@@ -268,13 +271,12 @@ def _export_plan(recipe: Recipe, data: ImageData) -> dict[str, Any]:
     }
 
 
-def _compare_plan(recipe: Recipe) -> dict[str, Any]:
-    try:
-        kinds = Counter(cell.kind for cell in grid(recipe))
-    except RecipeError:  # an arm that does not fit is among the problems already
+def _compare_plan(compare: CompareRecipe, cells: Sequence[Cell]) -> dict[str, Any]:
+    if not cells:
         return {}
+    kinds = Counter(cell.kind for cell in cells)
     return {
-        "teachers": "/".join(recipe.compare.names),
-        "seeds": len(recipe.compare.seeds),
+        "teachers": "/".join(compare.names),
+        "seeds": len(compare.seeds),
         "trainings": f"{kinds['teacher']} teachers + {kinds['student']} students",
     }

@@ -13,7 +13,7 @@ from distill.data.loader import ImageData, ordered_batches
 from distill.errors import ModelError
 from distill.models import zoo
 from distill.models.foreign import foreign_spec
-from distill.models.zoo import ModelSpec
+from distill.models.zoo import Fit, ModelSpec
 from distill.recipe.digest import inputs_digest
 from distill.recipe.schema import Recipe, StageRecipe, StudentRecipe, TeacherRecipe
 from distill.seeding import derive, seeded
@@ -42,8 +42,22 @@ def model_spec(stage: StageRecipe, data: ImageData, table: str) -> ModelSpec:
     return fit_model(stage, table, channels=channels, image_size=height, classes=data.num_classes)
 
 
-def fit_model(stage: StageRecipe, table: str, *, channels: int, image_size: int, classes: int) -> ModelSpec:
-    """`zoo.fit` with errors that name the recipe's table; an imported teacher is built as it was trained."""
+def fit_model(
+    stage: StageRecipe, table: str, *, channels: int, image_size: int, classes: int, fit: Fit | None = None
+) -> ModelSpec:
+    """`zoo.fit` with errors that name the recipe's table; an imported teacher is built as it was trained.
+
+    Args:
+        stage: what the recipe's table holds.
+        table: its name.
+        channels: of the images.
+        image_size: H = W, in pixels.
+        classes: C.
+        fit: for those who ask the same more than once, `zoo.fit_once()`; None: `zoo.fit`.
+
+    Raises:
+        ModelError: see `zoo.fit`.
+    """
     if isinstance(stage, TeacherRecipe) and stage.imported.source:
         return foreign_spec(
             stage.model,
@@ -54,7 +68,7 @@ def fit_model(stage: StageRecipe, table: str, *, channels: int, image_size: int,
             sees=stage.imported.image_size,
         )
     try:
-        return zoo.fit(
+        return (fit or zoo.fit)(
             stage.model, classes=classes, channels=channels, image_size=image_size, arguments=stage.model_args
         )
     except ModelError as error:

@@ -129,9 +129,9 @@ def planned(recipe: Recipe) -> tuple[Cell, ...]:
             cure="leave [teacher.imported] out, and say in [teacher] what to train.",
         )
     cells = grid(recipe)
-    if found := [f"{recipe.name}: {line}" for line in cell_problems(recipe)]:
+    if found := [f"{recipe.name}: {line}" for line in cell_problems(cells)]:
         raise RecipeError("\n".join(found), cure="`distill list fields` says what each field is for.")
-    for error in grid_errors(recipe):
+    for error in grid_errors(recipe, cells):
         raise error  # the first; `distill check` names them all
     return cells
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from distill.data.loader import open_data
 from distill.errors import UserError
+from distill.models import zoo
+from distill.models.zoo import Fit
 from distill.recipe.digest import digest, export_digest, inputs_digest, student_digest
 from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
@@ -57,6 +59,7 @@ def look_up(cells: Sequence[Cell], listener: Listener) -> LookedUp:
         DataError: a data set is missing, or cannot be divided or labelled as asked.
     """
     known: dict[str, _Data] = {}
+    fit = zoo.fit_once()  # for students whose network is left open: each asks for the same few
     found: dict[int, Run] = {}
     wanted: dict[int, str] = {}
     asking = {digest(cell.recipe.data): cell for cell in reversed(cells)}
@@ -69,7 +72,7 @@ def look_up(cells: Sequence[Cell], listener: Listener) -> LookedUp:
         if cell.kind == "teacher":
             run = _teacher(cell, data, wanted)
         elif cell.needs in found:
-            run = _student(cell, found[cell.needs], data, wanted)
+            run = _student(cell, found[cell.needs], data, wanted, fit)
         elif cell.needs in wanted and _is_another(cell, wanted[cell.needs]):
             wanted[cell.number] = ""
         if run is not None:
@@ -119,14 +122,15 @@ def _teacher(cell: Cell, data: Callable[[], _Data], wanted: dict[int, str]) -> R
     return run if not cell.exports or (exported and (run.folder / STORE / MANIFEST).is_file()) else None
 
 
-def _student(cell: Cell, teacher: Run, data: Callable[[], _Data], wanted: dict[int, str]) -> Run | None:
+def _student(cell: Cell, teacher: Run, data: Callable[[], _Data], wanted: dict[int, str], fit: Fit) -> Run | None:
     """The cell's run, where it is finished; its digest is put in `wanted`."""
     channels, side, _ = data().shape
     try:
         names = cell.recipe.student.more_teachers
         more = [open_run(find_run(name, Path(cell.recipe.checkpoints))) for name in names]
         rules = [label_rule(run.recipe) for run in more]
-        settled = settle_student(cell.recipe, rules, channels=channels, image_size=side, classes=data().classes).recipe
+        sizes: dict[str, int] = {"channels": channels, "image_size": side, "classes": data().classes}
+        settled = settle_student(cell.recipe, rules, **sizes, fit=fit).recipe
         weights = teacher.record.stages["teacher"].files.get("model.safetensors", "")
         own = student_digest(settled, student_inputs(teacher, more, settled, weights))
     except UserError:  # its own stage says it better

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from distill.errors import RecipeError
 from distill.models import zoo
+from distill.models.zoo import Fit
 from distill.recipe.losses import HARD_RULES, LossRecipe, in_use, settle
 from distill.recipe.schema import Recipe
 from distill.recipe.student_checks import label_rule
@@ -28,7 +29,13 @@ class SettledRecipe:
 
 
 def settle_student(
-    recipe: Recipe, more_rules: Sequence[str] = (), *, channels: int, image_size: int, classes: int
+    recipe: Recipe,
+    more_rules: Sequence[str] = (),
+    *,
+    channels: int,
+    image_size: int,
+    classes: int,
+    fit: Fit | None = None,
 ) -> SettledRecipe:
     """Chooses the student's network, where the recipe names none, and settles its loss.
 
@@ -38,6 +45,7 @@ def settle_student(
         channels: of the images.
         image_size: H = W, in pixels.
         classes: C.
+        fit: see `fit_model`.
 
     Raises:
         RecipeError: a loss teaches nothing with so few classes.
@@ -46,7 +54,7 @@ def settle_student(
     _refuse_two_classes(recipe.student.loss, classes)
     student, reasons = recipe.student, []
     if not student.model:
-        name, reason = _model(recipe, channels, image_size, classes)
+        name, reason = _model(recipe, channels, image_size, classes, fit or zoo.fit)
         student = student.model_copy(update={"model": name})
         reasons.append(reason)
     rules = (label_rule(recipe), *more_rules)
@@ -67,13 +75,13 @@ def _refuse_two_classes(loss: LossRecipe, classes: int) -> None:
             )
 
 
-def _model(recipe: Recipe, channels: int, image_size: int, classes: int) -> tuple[str, str]:
+def _model(recipe: Recipe, channels: int, image_size: int, classes: int, fit: Fit) -> tuple[str, str]:
     """The largest usual student that has at most a quarter of its teacher's parameters, and why it."""
     sizes: dict[str, int] = {"channels": channels, "image_size": image_size, "classes": classes}
-    teachers = zoo.parameter_count(fit_model(recipe.teacher, "teacher", **sizes))
+    teachers = zoo.parameter_count(fit_model(recipe.teacher, "teacher", **sizes, fit=fit))
     names = _SMALL_IMAGES if image_size <= _SMALL_SIDE else _IMAGES
     counts = {
-        name: zoo.parameter_count(zoo.fit(name, classes=classes, channels=channels, image_size=image_size))
+        name: zoo.parameter_count(fit(name, classes=classes, channels=channels, image_size=image_size))
         for name in names
     }
     fitting = [name for name in names if counts[name] * _SHARE <= teachers]

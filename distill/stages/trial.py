@@ -17,6 +17,7 @@ from distill.models import zoo
 from distill.models.capture import Inside
 from distill.models.features import feature_width
 from distill.models.maps import find_stages
+from distill.models.zoo import Fit
 from distill.recipe.checks import check_recipe
 from distill.recipe.losses import Need, needs
 from distill.recipe.schema import Recipe, StageRecipe, StudentRecipe, TeacherRecipe
@@ -55,14 +56,18 @@ def refuse_student(recipe: Recipe) -> None:
             or a network does not give what the loss looks at.
     """
     check_recipe(recipe, recipe.name)
+    fit = zoo.fit_once()
     shape, begun = opened(recipe), (Path(recipe.checkpoints) / recipe.name / RECORD).exists()
-    try_student_network(recipe, shape, weights=not begun)  # a finished student asks no more for what it started from
-    try_online(recipe, shape)
+    # A finished student asks no more for what it started from.
+    try_student_network(recipe, shape, weights=not begun, fit=fit)
+    try_online(recipe, shape, fit)
     try_optimizer("student", recipe.student)
     try_more_teachers(recipe)
 
 
-def try_network(table: str, stage: StageRecipe, shape: Shape | None, *, weights: bool = True) -> None:
+def try_network(
+    table: str, stage: StageRecipe, shape: Shape | None, *, weights: bool = True, fit: Fit | None = None
+) -> None:
     """Tries whether a stage's network can be built.
 
     Args:
@@ -70,6 +75,7 @@ def try_network(table: str, stage: StageRecipe, shape: Shape | None, *, weights:
         stage: what it holds.
         shape: of the images; None: it is not known, and only the name is looked up.
         weights: whether pretrained weights are looked for, too; none are downloaded.
+        fit: as it is for all that follow, see `fit_model`.
 
     Raises:
         ModelError: it cannot be built, or weights cannot be had.
@@ -80,13 +86,13 @@ def try_network(table: str, stage: StageRecipe, shape: Shape | None, *, weights:
                 zoo.check_name(stage.model, stage.model_args)
         return
     channels, side, classes = shape
-    spec = fit_model(stage, table, channels=channels, image_size=side, classes=classes)
+    spec = fit_model(stage, table, channels=channels, image_size=side, classes=classes, fit=fit)
     if weights and stage.pretrained:
         with placed(f"[{table}] pretrained: "):
             zoo.check_pretrained(spec)
 
 
-def try_student_network(recipe: Recipe, shape: Shape | None, *, weights: bool = True) -> None:
+def try_student_network(recipe: Recipe, shape: Shape | None, *, weights: bool = True, fit: Fit | None = None) -> None:
     """`try_network` of the student, which is chosen first where the recipe names none, and `_try_inside`.
 
     Raises:
@@ -94,10 +100,10 @@ def try_student_network(recipe: Recipe, shape: Shape | None, *, weights: bool = 
     """
     if shape is not None:
         channels, side, classes = shape
-        recipe = settle_student(recipe, channels=channels, image_size=side, classes=classes).recipe
-    try_network("student", recipe.student, shape, weights=weights)
+        recipe = settle_student(recipe, channels=channels, image_size=side, classes=classes, fit=fit).recipe
+    try_network("student", recipe.student, shape, weights=weights, fit=fit)
     if shape is not None:
-        _try_inside("student", recipe.student, shape, needs(recipe.student.loss))
+        _try_inside("student", recipe.student, shape, needs(recipe.student.loss), fit)
 
 
 def refuse_export(recipe: Recipe) -> None:
@@ -110,7 +116,7 @@ def refuse_export(recipe: Recipe) -> None:
         try_export(recipe, opened(recipe))
 
 
-def try_export(recipe: Recipe, shape: Shape) -> None:
+def try_export(recipe: Recipe, shape: Shape, fit: Fit | None = None) -> None:
     """Tries whether there are as many logits as are to be stored, and what is to be stored beside them.
 
     Raises:
@@ -118,20 +124,20 @@ def try_export(recipe: Recipe, shape: Shape) -> None:
         ModelError: the teacher cannot give it.
     """
     check_k(recipe, recipe.data.source, shape[2])
-    beside_logits(recipe, shape)
+    beside_logits(recipe, shape, fit)
 
 
-def try_online(recipe: Recipe, shape: Shape) -> None:
+def try_online(recipe: Recipe, shape: Shape, fit: Fit | None = None) -> None:
     """Tries whether the teacher gives what is asked of it while a student trains.
 
     Raises:
         ModelError: it does not.
     """
     if recipe.student.online:
-        _try_inside("teacher", recipe.teacher, shape, needs(recipe.student.loss))
+        _try_inside("teacher", recipe.teacher, shape, needs(recipe.student.loss), fit)
 
 
-def beside_logits(recipe: Recipe, shape: Shape) -> tuple[int, list[tuple[int, int]]]:
+def beside_logits(recipe: Recipe, shape: Shape, fit: Fit | None = None) -> tuple[int, list[tuple[int, int]]]:
     """The width of the features and the sizes of the attention maps that are to be stored; 0 and none for none.
 
     Raises:
@@ -139,7 +145,7 @@ def beside_logits(recipe: Recipe, shape: Shape) -> tuple[int, list[tuple[int, in
     """
     if not (recipe.export.features or recipe.export.maps):
         return 0, []
-    model, images = _built("teacher", recipe.teacher, shape)
+    model, images = _built("teacher", recipe.teacher, shape, fit)
     width = feature_width(model, images) if recipe.export.features else 0
     if not recipe.export.maps:
         return width, []
@@ -147,29 +153,29 @@ def beside_logits(recipe: Recipe, shape: Shape) -> tuple[int, list[tuple[int, in
         return width, [stage.size for stage in find_stages(model, images)]
 
 
-def try_last_layer(teacher: TeacherRecipe, shape: Shape) -> None:
+def try_last_layer(teacher: TeacherRecipe, shape: Shape, fit: Fit | None = None) -> None:
     """Tries whether a teacher whose label gradient is to run through its last layer alone has one.
 
     Raises:
         BilevelError: it has several, or none that is linear.
     """
-    model, _ = _built("teacher", teacher, shape)
+    model, _ = _built("teacher", teacher, shape, fit)
     with placed("[teacher.labels] estimator: "):
         classifier(model)
 
 
-def _try_inside(table: str, stage: StageRecipe, shape: Shape, wanted: frozenset[Need]) -> None:
+def _try_inside(table: str, stage: StageRecipe, shape: Shape, wanted: frozenset[Need], fit: Fit | None) -> None:
     features, maps = "features" in wanted, "maps" in wanted
     if features or maps:
-        model, images = _built(table, stage, shape)
+        model, images = _built(table, stage, shape, fit)
         with placed(f"[{table}] model: "):
             Inside(model, images, features=features, maps=maps)
 
 
-def _built(table: str, stage: StageRecipe, shape: Shape) -> tuple[nn.Module, Tensor]:
+def _built(table: str, stage: StageRecipe, shape: Shape, fit: Fit | None) -> tuple[nn.Module, Tensor]:
     """A stage's network in eval mode, with weights by chance, and two images that it takes."""
     channels, side, classes = shape
-    spec = fit_model(stage, table, channels=channels, image_size=side, classes=classes)
+    spec = fit_model(stage, table, channels=channels, image_size=side, classes=classes, fit=fit)
     with torch.random.fork_rng(devices=[]):
         model = zoo.create(spec).eval()
     return model, torch.linspace(-1, 1, 2 * spec.channels * side**2).view(2, spec.channels, side, side)

@@ -2,6 +2,8 @@ import datetime
 import itertools
 import json
 import time
+from collections.abc import Callable
+from typing import Any
 
 import huggingface_hub
 import pytest
@@ -91,6 +93,33 @@ def test_fitting_leaves_the_random_state_and_repeats_itself() -> None:
     zoo.parameter_count(first)
     assert torch.equal(before, torch.get_rng_state())
     assert first == second
+
+
+def test_whoever_fits_once_searches_once_for_each_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[fitting.Request] = []
+
+    def counted(request: fitting.Request, search: Callable[[fitting.Request], fitting.Trial] = fitting.search) -> Any:
+        searched.append(request)
+        return search(request)
+
+    monkeypatch.setattr(fitting, "search", counted)
+    once, sizes = zoo.fit_once(), {"classes": 10, "channels": 1, "image_size": 8}
+    first = once("resnet8", **sizes)
+    first.arguments["num_classes"] = 3  # is nobody else's
+    assert once("resnet8", **sizes) == zoo.fit("resnet8", **sizes)
+    assert len(searched) == 2
+    once("resnet8", **{**sizes, "channels": 3})
+    once("resnet8", **sizes, arguments={"stem_stride": 2})
+    assert len(searched) == 4
+    said = []
+    for _ in range(2):
+        with pytest.raises(ModelError) as refused:
+            once("resnet8", **sizes, arguments={"wdth": 2})
+        said.append(str(refused.value))
+    assert len(searched) == 5
+    assert said[0] == said[1]
+    zoo.fit_once()("resnet8", **sizes)  # holds nothing of another's
+    assert len(searched) == 6
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:

@@ -7,10 +7,12 @@ from collections import Counter
 import pytest
 
 from distill.errors import RecipeError
+from distill.recipe import compare_checks
+from distill.recipe import grid as grid_module
 from distill.recipe.checks import cell_problems, check_recipe, problems
 from distill.recipe.compare import assigned_rule
 from distill.recipe.digest import student_digest, teacher_digest
-from distill.recipe.grid import Cell, grid, with_loss
+from distill.recipe.grid import Cell, arm_recipe, grid, with_loss
 from distill.recipe.load import dump_recipe, override, parse_recipe
 from distill.recipe.losses import CATALOGUE, settle
 from distill.recipe.schema import Recipe
@@ -244,16 +246,38 @@ def test_what_an_arm_assigns_to_a_loss_that_is_named_stays() -> None:
 def test_cells_break_rules_that_their_comparison_does_not() -> None:
     labels = override(parse_recipe("", "r.toml"), ["compare.teachers=onehot,instance", "compare.losses=kd,labels"])
     assert problems(labels, comparing=True) == []
-    (line,) = cell_problems(labels)
+    (line,) = cell_problems(grid(labels))
     assert line.startswith('student of onehot, labels, seed 0: [student.loss] name: found "labels", but the teacher')
     top_k = override(
         parse_recipe("", "r.toml"),
         ["compare.teachers=instance", "teacher.labels.rule=instance", "export.format=topk", "export.k=3"],
     )
-    (line,) = cell_problems(top_k)
+    (line,) = cell_problems(grid(top_k))
     assert line.endswith("or leave out this control: [compare] controls = false")
-    assert not list(cell_problems(override(top_k, ["compare.controls=false"])))
-    assert not list(cell_problems(override(top_k, ["compare.controls=false", "compare.losses=labels"])))
+    assert not list(cell_problems(grid(override(top_k, ["compare.controls=false"]))))
+    assert not list(cell_problems(grid(override(top_k, ["compare.controls=false", "compare.losses=labels"]))))
+
+
+def test_arms_are_made_once_for_all_that_is_asked_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Making one reads the whole recipe again: once for the rules and once for the grid, however many there are."""
+    made: list[str] = []
+
+    def counted(recipe: Recipe, name: str) -> Recipe:
+        made.append(name)
+        return arm_recipe(recipe, name)
+
+    for module in (grid_module, compare_checks):
+        monkeypatch.setattr(module, "arm_recipe", counted)
+    recipe = arms("compare.temperatures=1,4", "compare.weights=0.5")
+    assert problems(recipe, comparing=True) == []
+    assert list(cell_problems(grid(recipe))) == []
+    assert made == ["plain", "learned", "small"] * 2
+
+
+def test_a_reference_that_is_not_compared_has_no_controls() -> None:
+    with pytest.raises(RecipeError, match=r'\[compare\] reference: found "none", which is not compared'):
+        grid(arms("compare.reference=none"))
+    assert grid(arms("compare.reference=none", "compare.controls=false"))
 
 
 def test_every_weight_at_every_temperature_and_once_where_a_loss_has_none() -> None:
