@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from distill.data.noise_file import Names
+from distill.data.label_table import Names, labelled_rows
 from distill.errors import DataError
 from distill.recipe.paths import expanded
 
@@ -37,17 +35,13 @@ def corrected(file: str, given: Tensor, classes: tuple[str, ...], paths: Sequenc
         DataError: naming the file and the line.
     """
     path = expanded(file, "data.corrections", DataError)
+    if not path.is_file():
+        raise DataError(f"data.corrections: {path} is not there", cure=_FORMAT)
     names, labels = Names(classes), given.clone()
-    line_of: dict[int, int] = {}
-    for line, row in _rows(path):
-        if not row["label"].strip():
-            continue
-        index = names.index(row["index"].strip(), len(given), f"{path}:{line}")
-        if index in line_of:
-            raise DataError(f"{path}:{line}: index {index} again, it is also in line {line_of[index]}")
-        _refuse_another(row, "path", paths[index] if paths else None, f"{path}:{line}")
-        _refuse_another(row, "given", classes[int(given[index])], f"{path}:{line}")
-        line_of[index], labels[index] = line, names.label(row["label"], f"{path}:{line}")
+    for place, index, row in labelled_rows(path, names, len(given), cure=_FORMAT, more=True):
+        _refuse_another(row, "path", paths[index] if paths else None, place)
+        _refuse_another(row, "given", classes[int(given[index])], place)
+        labels[index] = names.label(row["label"], place)
     return labels
 
 
@@ -58,24 +52,3 @@ def _refuse_another(row: Mapping[str, str], column: str, found: str | None, plac
             f"{place}: {column} is {told!r}, but the data have {found!r} at index {row['index'].strip()}",
             cure="The table is of other data or given labels: have it written anew, or leave that column out.",
         )
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line numbers and the fields of each line below the header, by their names."""
-    if not path.is_file():
-        raise DataError(f"data.corrections: {path} is not there", cure=_FORMAT)
-    try:
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-            reader = csv.reader(file, strict=True)
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read: {error}", cure=_FORMAT) from error
-    header = [name.strip() for name in rows[0][1]] if rows else []
-    for name in ("index", "label"):
-        if header.count(name) != 1:
-            found = ",".join(header)[:80] or "nothing"
-            raise DataError(f"{path}:1: header {found!r}, expected one column {name!r}", cure=_FORMAT)
-    for line, row in rows[1:]:
-        if len(row) != len(header):
-            raise DataError(f"{path}:{line}: {len(row)} fields, expected {len(header)}: {','.join(header)}")
-        yield line, dict(zip(header, row, strict=True))
