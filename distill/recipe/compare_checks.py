@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from distill.errors import RecipeError
 from distill.recipe.compare import CompareRecipe
+from distill.recipe.digest import arm_digest
 from distill.recipe.fields import key
 from distill.recipe.grid import UNTRAINED, arm_recipe, run_name, takes_temperature
 from distill.recipe.losses import CATALOGUE, LossName, LossRecipe
@@ -59,6 +60,7 @@ def compare_problems(recipe: Recipe, arms: Arms, comparing: bool) -> Iterator[st
     yield from _lists(recipe.compare)
     if comparing:
         yield from _imported(recipe, arms.made)
+        yield from _twice(arms.made)
         yield from _students(recipe, arms.made)
 
 
@@ -88,6 +90,17 @@ def _shared(assignments: Sequence[str]) -> list[str]:
     fields = [text.partition("=")[0].strip() for text in assignments]
     refused = [field for field in fields if field.split(".")[0].strip() in _SHARED]
     return [f"found {json.dumps(field)}, which all arms have in common; leave it out" for field in refused]
+
+
+def _twice(made: Mapping[str, Recipe]) -> Iterator[str]:
+    """Arms that are the same: each would be trained, and its pairs would count in Holm's correction."""
+    first: dict[str, str] = {}
+    for name, arm in made.items():
+        if arm.teacher.imported.source:
+            continue  # a comparison trains none, and says that instead
+        same = first.setdefault(arm_digest(arm), name)
+        if same != name:
+            yield f"[compare.arms] {key(name)}: trains the same as {key(same)}; leave one of them out"
 
 
 def _imported(recipe: Recipe, made: Mapping[str, Recipe]) -> Iterator[str]:

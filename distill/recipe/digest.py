@@ -59,6 +59,16 @@ def student_digest(recipe: Recipe, store_digest: str) -> str:
     return digest({**_common_inputs(recipe), **inputs, "store": store_digest})
 
 
+def arm_digest(recipe: Recipe) -> str:
+    """What tells an arm of a comparison from others: two of the same train the same networks.
+
+    All that the recipe says but for what nothing reads: other fields of the labels than their rule's, and students'
+    where there are none. Where files lie is part of it, as what is in them is not known here.
+    """
+    unread = {"name", "compare", *(() if recipe.compare.students else ("student", "export"))}
+    return digest({**recipe.model_dump(mode="json", exclude=unread), "teacher": _teacher_inputs(recipe)["teacher"]})
+
+
 def another_student(asked: Recipe, found: Recipe) -> bool:
     """Whether a recipe asks for another student than a finished one's, by their recipes alone.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -125,8 +126,8 @@ def test_what_does_not_fit_is_named(assignments: tuple[str, ...], wanted: str) -
 
 
 def test_plus_and_minus_make_one_folder() -> None:
-    recipe = arms("compare.arms.a-b=[]")
-    arms_of = recipe.compare.arms | {"a+b": ()}
+    recipe = arms('compare.arms.a-b=["teacher.epochs=2"]')
+    arms_of = recipe.compare.arms | {"a+b": ("teacher.epochs=3",)}
     recipe = recipe.model_copy(update={"compare": recipe.compare.model_copy(update={"arms": arms_of})})
     (line,) = problems(recipe, comparing=True)
     assert line == '[compare.arms] "a+b": its runs would lie in the same folder as those of a-b; rename one'
@@ -386,3 +387,24 @@ def test_weights_fit_what_an_arm_s_student_learns_with() -> None:
     assert problems(arms(*fields, "compare.losses=kd,fitnet"), comparing=True) == []
     assert problems(arms("compare.weights=0.5", "data.validation=0"), comparing=True) == []
     assert problems(arms("compare.weights=0.5", "compare.students=false", "student.loss.name=ce"), comparing=True) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "fields", "refused"),
+    [
+        ("", (), True),
+        ("teacher.epochs=30", (), True),  # the default
+        ("teacher.labels.step=10", (), True),  # onehot labels read no step
+        ("teacher.epochs=29", (), False),
+        ("data.root=elsewhere", (), False),  # where other images may lie
+        ("device=cpu", (), False),
+        ("student.epochs=3", (), False),
+        ("student.epochs=3", ("compare.students=false",), True),
+    ],
+)
+def test_an_arm_that_trains_what_another_does_is_refused(text: str, fields: tuple[str, ...], refused: bool) -> None:
+    assigned = json.dumps([text] if text else [])
+    recipe = arms("teacher.labels.rule=onehot", "data.meta=100", f"compare.arms.again={assigned}", *fields)
+    line = "[compare.arms] again: trains the same as plain; leave one of them out"
+    assert (line in problems(recipe, comparing=True)) is refused
+    assert line not in problems(recipe)  # a run that has such arms written down is one that can go on
