@@ -86,20 +86,28 @@ def train_student(teacher: Run, recipe: Recipe, listener: Listener) -> Run:
     with locked(folder):
         if run := _finished(folder, own_digest, listener):  # by another process in the meantime
             return run
-        metrics_file = MetricsFile(folder / "metrics.jsonl")
-        listener = fan_out(metrics_file, listener)
-        tell_left_out(data, listener)
-        for reason in settled.reasons:
-            listener(Notice(reason))
-        if slow := emulated_precision(device, recipe.student, "student"):
-            listener(Notice(f"note: {slow}", warns=True))
-        begun = teacher.record.stages["teacher"].digest
-        run = make_run(folder, recipe, kind="student", begun=own_digest, teacher=begun)
-        metrics = fit(task, _plan(task, folder, own_digest, data, device), listener, metrics_file)
-        metrics |= after_scaling(task.judged, data, device, recipe.export.batch_size)
-        run.finish("student", own_digest, metrics, _write(task, folder), describe_device(device))
-        _state(folder).unlink(missing_ok=True)
-        listener(StageDone("student", str(folder), metrics["seconds"], run.metrics("student")))
+        return _train(task, folder, own_digest, teacher, settled.reasons, listener)
+
+
+def _train(
+    task: StudentTask, folder: Path, digest: str, teacher: Run, reasons: Sequence[str], listener: Listener
+) -> Run:
+    """Trains a student that nothing speaks against any more, and writes it into its folder, which is locked."""
+    recipe, data, device = task.recipe, task.data, task.device
+    metrics_file = MetricsFile(folder / "metrics.jsonl")
+    listener = fan_out(metrics_file, listener)
+    tell_left_out(data, listener)
+    for reason in reasons:
+        listener(Notice(reason))
+    if slow := emulated_precision(device, recipe.student, "student"):
+        listener(Notice(f"note: {slow}", warns=True))
+    begun = teacher.record.stages["teacher"].digest
+    run = make_run(folder, recipe, kind="student", begun=digest, teacher=begun)
+    metrics = fit(task, _plan(task, folder, digest), listener, metrics_file)
+    metrics |= after_scaling(task.judged, data, device, recipe.export.batch_size)
+    run.finish("student", digest, metrics, _write(task, folder), describe_device(device))
+    _state(folder).unlink(missing_ok=True)
+    listener(StageDone("student", str(folder), metrics["seconds"], run.metrics("student")))
     return run
 
 
@@ -122,10 +130,10 @@ def student_name(recipe: Recipe, digest: str) -> str:
     return f"{model}-{names}{temperature}-{digest[:8]}"
 
 
-def _plan(task: StudentTask, folder: Path, digest: str, data: ImageData, device: torch.device) -> Plan:
+def _plan(task: StudentTask, folder: Path, digest: str) -> Plan:
     student = task.recipe.student
     schedule = build_schedule(task.optimizer, student.optimizer, epochs=task.epochs, steps=task.steps)
-    evaluate = evaluator(data, device, task.recipe.export.batch_size)
+    evaluate = evaluator(task.data, task.device, task.recipe.export.batch_size)
     return Plan(
         "student",
         folder,
