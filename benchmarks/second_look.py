@@ -28,7 +28,7 @@ from distill.report.runs import open_run
 from distill.report.stats import Paired, holm, paired, summary
 from distill.stages.common import as_teacher_sees
 from distill.stages.finished import load_teacher
-from distill.store.atomic import write_json
+from distill.store.json_files import write_json
 
 # Of each comparison: the learned labels' arm, what it is compared with, and the searches that settings came from.
 LOOKS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import torch
 
-from distill.store.atomic import write_json
 from distill.store.formats.layout import Format
+from distill.store.json_files import write_json
 from distill.store.logits import LogitStore
 from distill.store.manifest import INDICES, MANIFEST, Digest, Manifest, Plan, Shard, installed_versions, shard_name
 from distill.store.origin import Origin

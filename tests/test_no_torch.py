@@ -20,6 +20,7 @@ LIGHT = [
     "distill.recipe.digest",
     "distill.recipe.checks",
     "distill.store.atomic",
+    "distill.store.json_files",
     "distill.training.events",
     "distill.training.console",
     *(module.name for module in pkgutil.walk_packages(distill.report.__path__, "distill.report.")),

@@ -17,7 +17,8 @@ from distill.bilevel import hygiene, lookahead
 from distill.bilevel.contract import Estimator, InnerStep, Tensors
 from distill.bilevel.estimators import APPROXIMATIONS, ESTIMATORS, EXACT, ORDER, described, variants
 from distill.bilevel.finite_difference import FiniteDifference
-from distill.bilevel.lookahead import LookAhead, SGDRule
+from distill.bilevel.lookahead import LookAhead
+from distill.bilevel.optimizer_rules import SGDRule
 from distill.bilevel.step import Training
 from distill.bilevel.targets import meta_loss, soft_loss
 from distill.bilevel.update import gradient_by_name

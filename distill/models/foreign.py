@@ -13,7 +13,8 @@ from typing import Any
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
 from distill.errors import ModelError
-from distill.models.fitting import Request, attempt, larger_sizes
+from distill.models.attempt import Request, attempt
+from distill.models.fitting import larger_sizes
 from distill.models.small import ENLARGED
 from distill.models.spec import Json, ModelSpec, check_arguments, resolve
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from distill.errors import ModelError
 from distill.models import fitting
+from distill.models.attempt import Request
 from distill.models.build import build
 from distill.models.saving import save_for_timm
 from distill.models.spec import Json, ModelSpec, check_arguments, list_models, resolve
@@ -75,7 +76,7 @@ def fit(
             cure="At least two classes, one channel and one pixel are needed",
         )
     given = check_arguments(name, arguments)
-    trial = fitting.search(fitting.Request(resolve(name), given, classes, channels, image_size))
+    trial = fitting.search(Request(resolve(name), given, classes, channels, image_size))
     return ModelSpec(name, trial.architecture, trial.arguments, image_size, channels, classes)
 
 

@@ -22,7 +22,8 @@ from distill.report.comparison import Comparison
 from distill.report.curves import CURVES, read_curves, write_curves
 from distill.report.results import CELLS, NOT_RUN, CellResult
 from distill.report.runs import open_run, shares
-from distill.store.atomic import mendable, read_json, sha256_of, write_bytes, write_json
+from distill.store.atomic import mendable, sha256_of, write_bytes
+from distill.store.json_files import read_json, write_json
 
 COMPARISON, RESULTS = "comparison.toml", "results.json"  # the recipe of a comparison's folder, and its numbers
 _Number: TypeAlias = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]

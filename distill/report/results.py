@@ -18,7 +18,8 @@ from distill.recipe.digest import another_student, teacher_digest
 from distill.recipe.grid import Cell
 from distill.report.curves import CellCurves, run_curves
 from distill.report.runs import Run, StageRecord, open_run
-from distill.store.atomic import leads_out, mendable, read_json, writable_folder, write_json
+from distill.store.atomic import leads_out, mendable, writable_folder
+from distill.store.json_files import read_json, write_json
 
 CELLS = "cells"  # in a comparison's folder
 NOT_RUN = "not run"  # the reason of a cell that nothing is known of

@@ -19,15 +19,8 @@ from distill.recipe.importing import is_elsewhere
 from distill.recipe.load import dump_recipe, load_recipe
 from distill.recipe.paths import expanded
 from distill.recipe.schema import Recipe
-from distill.store.atomic import (
-    leads_out,
-    mendable,
-    parse_json,
-    read_json,
-    sha256_of,
-    write_bytes,
-    write_json,
-)
+from distill.store.atomic import leads_out, mendable, sha256_of, write_bytes
+from distill.store.json_files import parse_json, read_json, write_json
 from distill.store.manifest import installed_versions
 
 RECIPE, RECORD, METRICS = "recipe.toml", "run.json", "metrics.jsonl"

@@ -17,7 +17,8 @@ from distill.models.foreign import Foreign, bare, described_by, published
 from distill.models.weights import fetch_weights
 from distill.recipe.importing import LOCAL_DIR, PICKLED, SAFETENSORS, TIMM
 from distill.recipe.paths import expanded
-from distill.store.atomic import check_regular, read_json
+from distill.store.atomic import check_regular
+from distill.store.json_files import read_json
 from distill.store.tensors import read_tensors
 
 _CONVERT = (

@@ -17,8 +17,9 @@ from distill.models.zoo import Fit, ModelSpec
 from distill.recipe.digest import inputs_digest
 from distill.recipe.schema import Recipe, StageRecipe, StudentRecipe, TeacherRecipe
 from distill.seeding import derive, seeded
-from distill.store.atomic import sha256_of, write_json
+from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights, save_weights
+from distill.store.json_files import write_json
 from distill.store.tensors import sha256_of_tensor
 from distill.training.evaluate import Scores, evaluate
 from distill.training.events import Listener, Notice

@@ -25,7 +25,8 @@ from distill.models import zoo
 from distill.recipe.digest import digest
 from distill.report.lock import locked, waiting
 from distill.report.runs import Run
-from distill.store.atomic import is_temporary, mendable, read_json, sha256_of, writable_folder, write_bytes, write_json
+from distill.store.atomic import is_temporary, mendable, sha256_of, writable_folder, write_bytes
+from distill.store.json_files import read_json, write_json
 from distill.store.manifest import installed_versions
 from distill.training.device import describe_device
 

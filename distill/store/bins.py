@@ -12,7 +12,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from distill.errors import StoreError
-from distill.store.atomic import read_json, writable_folder, write_json
+from distill.store.atomic import writable_folder
+from distill.store.json_files import read_json, write_json
 
 BINS_FILE = "reliability.json"  # in a run folder
 _ROUNDING = 1e-9

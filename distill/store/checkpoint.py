@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.errors import StoreError
-from distill.store.atomic import canonical, check_regular
+from distill.store.atomic import check_regular
+from distill.store.json_files import canonical
 from distill.store.tensors import read_facts, read_tensors, sha256_of_tensor, write_tensors
 
 Tree: TypeAlias = "bool | int | float | str | Tensor | Sequence[Tree] | Mapping[str, Tree] | Mapping[int, Tree] | None"

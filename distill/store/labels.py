@@ -15,7 +15,8 @@ from pydantic import Field, JsonValue, model_validator
 from torch import Tensor
 
 from distill.errors import StoreError
-from distill.store.atomic import check_regular, read_json, writable_folder, write_json
+from distill.store.atomic import check_regular, writable_folder
+from distill.store.json_files import read_json, write_json
 from distill.store.manifest import LABELS, MANIFEST, Digest, validated
 from distill.store.origin import Closed
 from distill.store.shards import problem_with, problem_with_indices

@@ -17,8 +17,8 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, Validation
 
 import distill
 from distill.errors import StoreError
-from distill.store.atomic import canonical, read_canonical
 from distill.store.formats.layout import HOLDS, Column, Format, Holds, half_columns, logit_columns, row_bytes
+from distill.store.json_files import canonical, read_canonical
 from distill.store.origin import Closed as Closed
 from distill.store.origin import Origin as Origin
 from distill.store.origin import Sha256

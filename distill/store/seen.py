@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from distill.errors import StoreError
-from distill.store.atomic import read_json, write_json
+from distill.store.json_files import read_json, write_json
 
 SEEN = ".verified.json"
 # A file may change twice within one tick of a file system's clock (2 s on the coarsest) and keep its times.

@@ -21,7 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from distill.errors import StoreError
-from distill.store.atomic import canonical, check_regular, mendable, parse_json, write_bytes
+from distill.store.atomic import check_regular, mendable, write_bytes
+from distill.store.json_files import canonical, parse_json
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 

@@ -17,9 +17,10 @@ from typing import TypeAlias
 from torch import Tensor
 
 from distill.errors import StoreError
-from distill.store.atomic import is_temporary, mendable, writable_folder, write_json
+from distill.store.atomic import is_temporary, mendable, writable_folder
 from distill.store.carried import carry_labels, describe_labels, problems_with_labels
 from distill.store.formats.layout import HOLDS, Format, Holds
+from distill.store.json_files import write_json
 from distill.store.manifest import (
     INDICES,
     LABELS,

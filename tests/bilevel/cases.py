@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from distill.bilevel import hygiene, lookahead
 from distill.bilevel.contract import Estimator, InnerStep, Tensors
 from distill.bilevel.label_step import LabelStep
-from distill.bilevel.lookahead import Clip, LookAhead, SGDRule
+from distill.bilevel.lookahead import Clip, LookAhead
+from distill.bilevel.optimizer_rules import SGDRule
 from distill.bilevel.step import HeldOutStep, NextBatchStep, Step, Training
 from distill.data.loader import Batch
 from distill.labels.learned import Learned

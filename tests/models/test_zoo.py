@@ -12,7 +12,7 @@ import timm
 import torch
 
 from distill.errors import ModelError
-from distill.models import fitting, weights, zoo
+from distill.models import attempt, fitting, weights, zoo
 
 
 def _fit(name: str, side: int = 32, channels: int = 3, **arguments: object) -> zoo.ModelSpec:
@@ -96,9 +96,9 @@ def test_fitting_leaves_the_random_state_and_repeats_itself() -> None:
 
 
 def test_whoever_fits_once_searches_once_for_each_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    searched: list[fitting.Request] = []
+    searched: list[attempt.Request] = []
 
-    def counted(request: fitting.Request, search: Callable[[fitting.Request], fitting.Trial] = fitting.search) -> Any:
+    def counted(request: attempt.Request, search: Callable[[attempt.Request], attempt.Trial] = fitting.search) -> Any:
         searched.append(request)
         return search(request)
 
@@ -215,7 +215,7 @@ def test_arguments_are_blamed_where_there_are_some_and_all_fails_alike(
     def fail(*given: object) -> int:
         raise ValueError("too small" if alike else f"too small {next(numbers)}")
 
-    monkeypatch.setattr(fitting, "_run", fail)
+    monkeypatch.setattr(attempt, "_run", fail)
     with pytest.raises(ModelError, match="does not take") as caught:
         _fit("test_vit", 32, **arguments)
     assert ("model_args" in caught.value.cure) == blamed

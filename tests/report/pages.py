@@ -15,8 +15,9 @@ from distill.report.comparison import Comparison
 from distill.report.curves import CellCurves
 from distill.report.results import CellResult
 from distill.report.runs import Run, RunRecord, StageRecord
-from distill.store.atomic import sha256_of, writable_folder, write_json
+from distill.store.atomic import sha256_of, writable_folder
 from distill.store.bins import write_bins
+from distill.store.json_files import write_json
 from tests.report.made import METRICS, made
 
 TEACHERS = "compare.teachers=onehot,smoothing,class,instance,class+instance"

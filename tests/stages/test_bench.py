@@ -9,7 +9,7 @@ import pytest
 from distill.cli.output import print_json
 from distill.recipe.schema import Recipe
 from distill.stages.bench import bench
-from distill.store.atomic import parse_json
+from distill.store.json_files import parse_json
 from distill.training.events import Event, Notice
 
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from distill.cli.entry import run
 from distill.data.decode import decoders
 from distill.report.runs import open_run
-from distill.store.atomic import read_json, sha256_of
+from distill.store.atomic import sha256_of
+from distill.store.json_files import read_json
 from distill.store.manifest import read_manifest
 from tests.data.pictures import noise
 

@@ -17,14 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill.errors import StoreError
-from distill.store.atomic import (
-    is_temporary,
-    read_json,
-    sha256_of,
-    writable_folder,
-    write_bytes,
-    write_json,
-)
+from distill.store.atomic import is_temporary, sha256_of, writable_folder, write_bytes
+from distill.store.json_files import read_json, write_json
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from distill.errors import StoreError
-from distill.store.atomic import read_json, write_json
+from distill.store.json_files import read_json, write_json
 from distill.store.logits import LogitStore
 from distill.store.manifest import Piece, installed_versions, read_manifest, read_plan, shard_name
 from distill.store.origin import Origin, cure, difference

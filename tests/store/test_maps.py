@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from distill.errors import StoreError
-from distill.store.atomic import read_json, write_json
+from distill.store.json_files import read_json, write_json
 from distill.store.logits import LogitStore
 from distill.store.manifest import read_manifest
 from distill.store.sound import verify_store

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from distill.errors import StoreError
-from distill.store.atomic import write_json
+from distill.store.json_files import write_json
 from distill.store.labels import write_labels
 from distill.store.logits import LogitStore
 from distill.store.manifest import Piece, read_manifest
