@@ -141,10 +141,13 @@ def _instance_rows(images: Images, mass: float, parametrisation: Parametrisation
 
 
 def _learned(labels: LabelsRecipe, images: Images) -> Learned:
-    pulls = Pulls(**labels.pulls.model_dump(exclude={"ema_decay", "learn_confusions", "learn_temperature"}))
-    confusions = None
+    own = {"ema_decay", "learn_confusions", "learn_temperature", "calibrated"}
+    pulls = Pulls(**labels.pulls.model_dump(exclude=own))
+    confusions = temperature = None
     if labels.pulls.learn_confusions:
         confusions = Confusions(images.classes, labels.true_class_mass, images.device)
+    if labels.pulls.learn_temperature or labels.pulls.calibrated:
+        temperature = Temperature(images.device, calibrated=labels.pulls.calibrated)
     return Learned(
         _table(labels, images),
         step=labels.step,
@@ -153,7 +156,7 @@ def _learned(labels: LabelsRecipe, images: Images) -> Learned:
         prior_step=labels.prior_step,
         pulls=pulls if pulls != Pulls() else None,
         confusions=confusions,
-        temperature=Temperature(images.device) if labels.pulls.learn_temperature else None,
+        temperature=temperature,
         divergence=labels.divergence,
         answer_entropy=labels.answer_entropy,
         backend=labels.backend,

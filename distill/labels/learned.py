@@ -16,9 +16,11 @@ from distill.labels.proximal import MOST, proximal_labels
 from distill.labels.pulls import TINY, Pulls, posterior
 from distill.labels.rules import check_logits, entropy
 from distill.labels.streaks import Streaks
-from distill.labels.tables import LabelTable, initial_labels, restore, rows_exist
+from distill.labels.tables import LabelTable, initial_labels, initial_logits, restore, rows_exist
 from distill.labels.temperature import Temperature
 from distill.store.labels import LearnedLabels
+
+_AT_ONCE = 4096  # images that are tried at each temperature
 
 
 class Learned:
@@ -211,7 +213,8 @@ class Learned:
         counted = None if self.table.still is None else ~self.table.still[rows]
         likelihood = start if self.confusions is None else self.confusions.likelihood(given).to(start.dtype)
         if self.temperature is not None:
-            self.temperature.count(answers, likelihood, counted)
+            if not self.temperature.calibrated:
+                self.temperature.count(answers, likelihood, counted)
             answers = self.temperature(answers)
         q = posterior(answers, likelihood)
         if self.confusions is not None:
@@ -253,6 +256,27 @@ class Learned:
         for known in (self.confusions, self.temperature):
             if known is not None:
                 known.end_epoch()
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether answers are believed as `calibrate` finds them."""
+        return self.temperature is not None and self.temperature.calibrated
+
+    def calibrate(self, answers: Tensor, given: Tensor) -> None:
+        """Finds how far the network's answers may be believed, from images that nothing trains on.
+
+        Args:
+            answers: probabilities, [V, C].
+            given: labels, int64 [V].
+        """
+        assert self.temperature is not None
+        for p, g in zip(torch.split(answers, _AT_ONCE), torch.split(given, _AT_ONCE), strict=True):
+            if self.confusions is None:
+                likelihood = torch.softmax(initial_logits(g, self.table.classes, self.table.mass), dim=-1)
+            else:
+                likelihood = self.confusions.likelihood(g)
+            self.temperature.count(p, likelihood.to(p.dtype))
+        self.temperature.end_epoch()
 
     def averaged(self) -> Tensor:
         """Mean of the labels over the last epochs, [R, C]; today's labels before the first of them ended."""

@@ -5,6 +5,8 @@ of an image with the answer p is the sum over k of p_k T[k, g], T[k, g] how ofte
 (`confusions.py`). Its answer at a temperature, p^(1/t) normalised (Guo et al., "On Calibration of Modern Neural
 Networks", arXiv 1706.04599), is fitted to the given labels of an epoch as T is: one parameter more of the same
 expectation maximisation.
+
+To images that are trained on a network answers what it was told, and is sure of it; who it is asked of may be others.
 """
 
 from __future__ import annotations
@@ -15,20 +17,26 @@ from torch import Tensor
 TEMPERATURES = (1.0, 1.1, 1.25, 1.4, 1.6, 2.0, 2.5, 3.3, 5.0, 10.0)
 """Those tried. Never below 1: answers to labels that are learned by heart look as if they could be surer."""
 
+UNHEARD = 1000.0
+"""At it an answer says next to nothing: before other images have judged any, and where they find them worth it."""
+
 _TINY = 1e-30
 
 
 class Temperature:
-    """1 at first; estimated anew after each epoch from the epoch's answers.
+    """1 at first, or `UNHEARD`; estimated anew after each epoch from the answers that were counted.
 
     Args:
         device: where it lives.
+        calibrated: whether it is counted on images that nothing trains on: until then answers are not heard, and they
+            may be found to be worth nothing.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.value = torch.ones((), device=device)
-        self._tried = torch.tensor(TEMPERATURES, device=device)
-        self._fit = torch.zeros(len(TEMPERATURES), dtype=torch.float64, device=device)
+    def __init__(self, device: torch.device, *, calibrated: bool = False) -> None:
+        self.calibrated = calibrated
+        self.value = torch.full((), UNHEARD if calibrated else 1.0, device=device)
+        self._tried = torch.tensor((*TEMPERATURES, 30.0, UNHEARD) if calibrated else TEMPERATURES, device=device)
+        self._fit = torch.zeros(len(self._tried), dtype=torch.float64, device=device)
 
     def __call__(self, answers: Tensor) -> Tensor:
         """p at the temperature: [B, C] -> [B, C]."""

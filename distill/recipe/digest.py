@@ -130,6 +130,7 @@ def _teacher_inputs(recipe: Recipe) -> dict[str, Any]:
     for table, name in (
         (pulls, "learn_confusions"),
         (pulls, "learn_temperature"),
+        (pulls, "calibrated"),
         (pulls, "proximal"),
         (teacher["labels"], "freeze_patience"),
         (teacher["labels"], "known_mass"),

@@ -109,6 +109,11 @@ def _learned(recipe: Recipe, rules: str) -> Iterator[str]:
     teacher, labels = recipe.teacher, recipe.teacher.labels
     if not teacher.epochs and labels.rule in LEARNED_RULES:
         yield f'[teacher] epochs: found 0, but "{labels.rule}" labels are learned in training; expected 1 or more'
+    if labels.pulls.calibrated and recipe.data.validation == 0:
+        yield (
+            "[teacher.labels.pulls] calibrated: found true with no validation images, which say how far the network is "
+            "right; expected [data] validation above 0"
+        )
     if labels.meta == "held-out" and recipe.data.meta == 0:
         yield (
             f"[data] meta: found 0, expected some images to judge {rules} labels with, "
@@ -184,12 +189,19 @@ def _pulls(labels: LabelsRecipe) -> Iterator[str]:
             f"{place} ema_decay: found {pulls.ema_decay:g}, but labels are pulled to no answers; give "
             "answers or posterior a weight, or leave it out"
         )
-    for name, reads_it in (("learn_confusions", "them"), ("learn_temperature", "it")):
+    for name, reads_it in (("learn_confusions", "them"), ("learn_temperature", "it"), ("calibrated", "it")):
         if getattr(pulls, name) and not pulls.posterior:
             yield (
                 f"{place} {name}: found true, but labels are pulled to no posterior, which alone "
                 f"reads {reads_it}; give posterior a weight, or leave it out"
             )
+    if pulls.calibrated and pulls.learn_temperature:
+        yield f"{place} calibrated: found true beside learn_temperature, which is fitted to the same; leave one out"
+    if pulls.calibrated and pulls.ema_decay:
+        yield (
+            f"{place} calibrated: found true beside ema_decay = {pulls.ema_decay:g}, but it is the network itself that "
+            "validation is asked of; leave one out"
+        )
     if pulls.repeats > 1 and not (pulls.proximal and pulls.posterior):
         yield (
             f"{place} repeats: found {pulls.repeats:g}, expected proximal = true and a weight of posterior beside it, "

@@ -115,6 +115,11 @@ class PullsRecipe(Table):
         description="Posterior: how much less sure p is made first, by the temperature that makes given labels "
         "likeliest, estimated after each epoch.",
     )
+    calibrated: bool = Field(
+        default=False,
+        description="Posterior: p is believed as far as it is right on validation images, which train nothing: it is "
+        "taken at the temperature that makes their given labels likeliest, fitted after each epoch.",
+    )
     proximal: bool = Field(
         default=False,
         description="Their step is taken from where it ends, so that labels do not overshoot however large it is.",

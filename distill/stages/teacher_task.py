@@ -15,7 +15,7 @@ from distill.bilevel.label_step import LabelStep
 from distill.bilevel.probe import choose_estimator
 from distill.bilevel.slow import SlowNetwork
 from distill.bilevel.step import HeldOutStep, NextBatchStep, PlainStep, Step, Training
-from distill.data.loader import Batch, ImageData, make_batch, steps_per_epoch, training_batches
+from distill.data.loader import Batch, ImageData, make_batch, ordered_batches, steps_per_epoch, training_batches
 from distill.errors import BilevelError
 from distill.labels.build import Images, label_rule
 from distill.labels.learned import Learned
@@ -26,6 +26,7 @@ from distill.recipe.schema import LEARNED_RULES, LabelsRecipe, Recipe
 from distill.seeding import derive, generator
 from distill.stages.common import build_network
 from distill.training.events import Listener, Notice
+from distill.training.scaling import answered
 
 
 def training_rows(data: ImageData, labels: LabelsRecipe) -> Tensor:
@@ -187,16 +188,26 @@ class TeacherTask:
         rule.set_factor(0.0 if frozen else step_factor(labels.step_schedule, progress))
         return first <= epoch and not frozen and number % labels.every == 0
 
+    def _calibrate(self, rule: Learned) -> None:
+        """Validation says how far the network is to be believed; by its given labels, as truth never teaches."""
+        batch_size = self.recipe.export.batch_size
+        batches = ordered_batches(self.data, self.data.splits.validation, batch_size=batch_size, device=self.device)
+        logits, given = answered(self.model, batches, self.data.labels.given)
+        rule.calibrate(logits.to(self.device).softmax(-1), given.to(self.device))
+
     def end_epoch(self, epoch: int) -> dict[str, float]:
         """How many labels are right, how soft they are, how many moved; says when they have collapsed."""
         self.rule.end_epoch(epoch + 1, self.epochs)
+        if isinstance(self.rule, Learned) and self.rule.calibrated:
+            self._calibrate(self.rule)
         truth, train = self.recipe.data.truth_known, self.data.splits.train
         kept = self.rule.kept()
         metrics = today = label_metrics(self.data.labels, train, kept, truth_known=truth)
         if kept is not None and self.recipe.teacher.labels.average_epochs > 1:  # what is exported must decide nothing
             today = label_metrics(self.data.labels, train, replace(kept, averaged=kept.labels), truth_known=truth)
         learned = self.rule.metrics() if isinstance(self.rule, Learned) else {}
-        for problem in self._watch(today | learned):
+        fitted = learned if self.recipe.teacher.labels.pulls.learn_temperature else {}
+        for problem in self._watch(today | fitted):
             self.listener(Notice(problem, warns=True))
         if self._settled.end_epoch(today.get("labels_moved", 0.0)):
             waited = "an epoch" if self._settled.patience == 1 else f"{self._settled.patience} epochs"

@@ -63,7 +63,7 @@ def scaled_scores(
         `scaling_temperature`, and `test_nll_scaled` and `test_ece_scaled` where there are test images; nothing where
         fewer than `LEAST_WRONG` validation images are answered wrongly.
     """
-    logits, targets = _answers(model, validation, chosen_by)
+    logits, targets = answered(model, validation, chosen_by)
     if int((logits.argmax(dim=-1) != targets).sum()) < LEAST_WRONG:
         return {}
     temperature = fit_temperature(logits, targets)
@@ -75,8 +75,8 @@ def scaled_scores(
 
 
 @torch.no_grad()
-def _answers(model: nn.Module, batches: Iterable[Batch], targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits float32 [N, C] and targets int64 [N], on the CPU."""
+def answered(model: nn.Module, batches: Iterable[Batch], targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits float32 [N, C] in eval mode, and targets int64 [N], on the CPU."""
     was_training = model.training
     model.eval()
     try:

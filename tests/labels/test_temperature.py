@@ -9,7 +9,7 @@ from torch import Tensor
 from distill.labels.confusions import Confusions
 from distill.labels.learned import Learned
 from distill.labels.pulls import Pulls, posterior
-from distill.labels.temperature import TEMPERATURES, Temperature
+from distill.labels.temperature import TEMPERATURES, UNHEARD, Temperature
 from tests.labels.cases import CPU, GIVEN, C, images, noise, table
 
 CLASSES, IMAGES = 6, 20_000
@@ -89,3 +89,49 @@ def test_the_state_comes_back() -> None:
         each.end_epoch(1, 3)
     assert torch.equal(first.table.phi, twin.table.phi)
     assert torch.equal(first.temperature.value, twin.temperature.value)
+
+
+def calibrated(confusions: Confusions | None = None) -> Learned:
+    temperature = Temperature(CPU, calibrated=True)
+    return Learned(
+        table("instance"), step=1.0, pulls=Pulls(posterior=1.0), confusions=confusions, temperature=temperature
+    )
+
+
+def test_answers_are_not_heard_before_others_have_judged_them() -> None:
+    """And what is trained on says nothing of them."""
+    learned, at, answers = calibrated(), images(0, 3), noise(2, 2, C).softmax(-1)
+    y, before = learned.labels(*at), learned.table.phi.clone()
+    learned.learn(*at, y, torch.zeros(2, C), scale=1.0, answers=answers)
+    torch.testing.assert_close(before, learned.table.phi, rtol=0, atol=1e-2)  # they start where the posterior is
+    learned.end_epoch(1, 3)
+    assert float(learned.temperature.value) == UNHEARD
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_calibrated_temperature_is_the_likeliest_of_those_tried(known: bool) -> None:
+    """Against a plain sum over the images, in float64."""
+    confusions = Confusions(C, 0.7, CPU) if known else None
+    learned = calibrated(confusions)
+    logits, given = 4 * noise(5, 60, C), torch.arange(60) % C
+    learned.calibrate(logits.softmax(-1), given)
+    mass = 0.7  # of the table, and of the confusions at first
+    fits = {}
+    for tried in (*TEMPERATURES, 30.0, UNHEARD):
+        p = (logits.double() / tried).softmax(-1)
+        fits[tried] = sum(
+            float(torch.log(sum(p[i, k] * (mass if k == given[i] else (1 - mass) / (C - 1)) for k in range(C))))
+            for i in range(60)
+        )
+    assert float(learned.temperature.value) == pytest.approx(max(fits, key=lambda each: fits[each]))
+
+
+def test_answers_that_are_mostly_wrong_are_worth_nothing() -> None:
+    learned = calibrated()
+    given = torch.arange(60) % C
+    learned.calibrate(
+        torch.full((60, C), 0.01).scatter_(1, (given + 1).remainder(C)[:, None], 1 - 0.01 * (C - 1)), given
+    )
+    assert float(learned.temperature.value) == UNHEARD
+    learned.calibrate(torch.full((60, C), 0.01).scatter_(1, given[:, None], 1 - 0.01 * (C - 1)), given)
+    assert float(learned.temperature.value) == 1.0

@@ -15,6 +15,7 @@ from distill.recipe.schema import LabelRule, Recipe
 DEFAULT = parse_recipe("", "r.toml")
 LEARNED = ("teacher.labels.rule=instance",)
 POSTERIOR = (*LEARNED, "teacher.labels.pulls.posterior=1")
+CALIBRATED = (*POSTERIOR, "teacher.labels.pulls.calibrated=true", "data.validation=50")
 PROXIMAL = (*POSTERIOR, "teacher.labels.pulls.proximal=true")
 HELD_OUT = (*LEARNED, "teacher.labels.meta=held-out")
 JOINED = (*HELD_OUT, "teacher.labels.meta_joins=always", "data.meta=20")
@@ -89,6 +90,10 @@ BROKEN: list[tuple[tuple[str, ...], str]] = [
     ((*LEARNED, "teacher.labels.pulls.ema_decay=0.9"), "[teacher.labels.pulls] ema_decay"),
     ((*LEARNED, "teacher.labels.pulls.learn_confusions=true"), "[teacher.labels.pulls] learn_confusions"),
     ((*LEARNED, "teacher.labels.pulls.learn_temperature=true"), "[teacher.labels.pulls] learn_temperature"),
+    ((*LEARNED, "teacher.labels.pulls.calibrated=true"), "[teacher.labels.pulls] calibrated"),
+    ((*CALIBRATED, "teacher.labels.pulls.learn_temperature=true"), "[teacher.labels.pulls] calibrated"),
+    ((*CALIBRATED, "teacher.labels.pulls.ema_decay=0.9"), "[teacher.labels.pulls] calibrated"),
+    ((*POSTERIOR, "teacher.labels.pulls.calibrated=true", "data.validation=0"), "[teacher.labels.pulls] calibrated"),
     ((*LEARNED, "teacher.labels.pulls.proximal=true"), "[teacher.labels.pulls] proximal"),
     ((*LEARNED, "teacher.labels.pulls.repeats=3"), "[teacher.labels.pulls] repeats"),
     ((*POSTERIOR, "teacher.labels.pulls.repeats=3"), "[teacher.labels.pulls] repeats"),

@@ -108,7 +108,7 @@ def test_golden() -> None:
 def test_a_field_that_is_new_and_off_changes_no_digest(rule: str, expected: str) -> None:
     """These are of programs before there were these fields: their runs on disk are still what they were."""
     assert teacher_digest(override(RECIPE, [f"teacher.labels.rule={rule}"])) == expected
-    pulls = ("learn_confusions", "learn_temperature", "proximal")
+    pulls = ("learn_confusions", "learn_temperature", "calibrated", "proximal")
     numbers = ("teacher.labels.pulls.repeats=3", "teacher.labels.freeze_patience=2")
     new = [*(f"teacher.labels.pulls.{pull}=true" for pull in pulls), *numbers]
     for on in [

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from distill.data.loader import open_data
+from distill.data.loader import Batch, open_data
 from distill.errors import RecipeError
-from distill.labels.temperature import TEMPERATURES
+from distill.labels.temperature import TEMPERATURES, UNHEARD
 from distill.labels.watch import Watch
 from distill.recipe.checks import check_recipe
+from distill.stages import teacher_task
 from distill.stages.teacher import train_teacher
 from distill.stages.teacher_task import TeacherTask
 from distill.store.checkpoint import load_state, save_state
@@ -229,6 +232,28 @@ def test_how_sure_answers_may_be_stands_in_every_epochs_line(tiny) -> None:
     assert all(min(abs(t - known) for known in TEMPERATURES) < 1e-6 for t in shown)
     plain = train_teacher(patient(tiny, "name=plain"), ignore)
     assert "answers_temperature" not in plain.epochs("teacher")[0]
+
+
+@pytest.mark.parametrize(("shift", "temperature"), [(0, 1.0), (1, UNHEARD)])
+def test_answers_are_believed_as_far_as_they_are_right_on_validation(tiny, monkeypatch, shift, temperature) -> None:
+    """What is asked after each epoch is validation, by its given labels."""
+    asked = []
+
+    def answered(model: nn.Module, batches: Iterable[Batch], targets: Tensor) -> tuple[Tensor, Tensor]:
+        asked.append(torch.cat([batch.rows for batch in batches]))
+        given = targets[asked[-1]]
+        return 9.0 * nn.functional.one_hot((given + shift) % 10, 10), given
+
+    monkeypatch.setattr(teacher_task, "answered", answered)
+    pulls = ("answers=0", "posterior=1", "calibrated=true")
+    recipe = patient(tiny, "teacher.labels.freeze_patience=0", *(f"teacher.labels.pulls.{pull}" for pull in pulls))
+    run = train_teacher(recipe, ignore)
+    shown = [epoch["answers_temperature"] for epoch in run.epochs("teacher").values()]
+    assert shown == [temperature] * 6
+    data = open_data(recipe)
+    assert len(asked) == 6
+    assert all(torch.equal(rows, data.splits.validation) for rows in asked)
+    assert "answers are taken at a temperature" not in (run.folder / "metrics.jsonl").read_text()
 
 
 def test_labels_without_patience_move_to_the_end(tiny) -> None:

@@ -70,6 +70,7 @@ def same(a: Path, b: Path) -> bool:
         ("next-batch", 0.5, "false", ("posterior=0.3", "ema_decay=0.9")),
         ("held-out", 0.5, "false", ("posterior=0.3", "learn_confusions=true", "learn_temperature=true")),
         ("next-batch", 0.0, "false", ("posterior=0.3", "proximal=true", "repeats=3")),
+        ("next-batch", 0.5, "false", ("posterior=0.3", "learn_confusions=true", "calibrated=true")),
     ],
 )
 @pytest.mark.parametrize(("epoch", "step"), [(0, 2), (1, 4), (2, 1)])
