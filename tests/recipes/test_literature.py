@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 
+from benchmarks import shapes
 from distill.data.cifar import CIFAR_LAYOUTS
 from distill.data.sources import open_source
 from distill.errors import DataError
@@ -73,6 +74,14 @@ def cifar100(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shapes that one recipe is of, fewer of each."""
+    folder = tmp_path_factory.mktemp("shapes")
+    shapes.make(folder, 100)
+    return folder
+
+
 def missing(data: DataRecipe) -> str:
     """Why the data are not here; "": they are. Damaged ones are an error."""
     try:
@@ -85,11 +94,11 @@ def missing(data: DataRecipe) -> str:
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("**/*.toml")), ids=lambda path: path.stem)
-def test_a_recipe_is_sound_with_its_data(path: Path, cifar100: Path) -> None:
+def test_a_recipe_is_sound_with_its_data(path: Path, cifar100: Path, drawn: Path) -> None:
     recipe = load_recipe(path)
     check_recipe(recipe, path.name, comparing=True)
-    few = [f'data.root="{cifar100}"', "data.validation=0"] if recipe.data.source == "cifar100" else []
-    recipe = load_recipe(path, few)
+    few = {"cifar100": [f'data.root="{cifar100}"', "data.validation=0"], "folder": [f'data.root="{drawn}"']}
+    recipe = load_recipe(path, few.get(recipe.data.source, []))
     if reason := missing(recipe.data):
         pytest.skip(reason)
     report = check_plan(recipe, path.name)
