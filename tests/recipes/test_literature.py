@@ -98,10 +98,12 @@ def test_a_recipe_is_sound_with_its_data(path: Path, cifar100: Path, drawn: Path
     recipe = load_recipe(path)
     check_recipe(recipe, path.name, comparing=True)
     few = {"cifar100": [f'data.root="{cifar100}"', "data.validation=0"], "folder": [f'data.root="{drawn}"']}
+    assert recipe.name == path.stem
     recipe = load_recipe(path, few.get(recipe.data.source, []))
-    if reason := missing(recipe.data):
-        pytest.skip(reason)
     report = check_plan(recipe, path.name)
+    assert [problem for problem in report.problems if "not found" not in problem] == []
+    if reason := missing(recipe.data):
+        pytest.skip(f"all but the data: {reason}")
     assert report.problems == []
     assert {"data", "views", "teacher", "export", "student", "compare"} <= report.plan.keys()
 
