@@ -176,18 +176,19 @@ def test_a_disk_without_room_for_what_became_of_a_cell_stops_the_comparison(
         with pytest.raises(StoreError) as caught:
             compare(recipe, lambda event: None, Manner(jobs=jobs))
     told = (
-        r".*/cells/\w+-s0\.json: cannot be written: No space left on device; it was to say that cell [01], teacher .*, "
-        r"seed 0, is finished; the comparison stopped: 0 of 3 cells are finished, what is trained is kept, and the "
+        r".*/cells/(\w+-s0)\.json: cannot be written: No space left on device; it was to say that cell [01], teacher "
+        r".*, seed 0, is finished; the comparison stopped: 0 of 3 cells are finished, what is trained is kept, and the "
         r"same command goes on from there"
     )
-    assert re.fullmatch(told, caught.value.message)
+    found = re.fullmatch(told, caught.value.message)
+    assert found
     assert "Make room" in caught.value.cure
     folder = tmp_path / "tiny-compare"
-    assert not any((folder / "cells").iterdir())
-    weights = {path: path.stat().st_ino for path in folder.glob("*/model.safetensors")}
-    assert 1 <= len(weights) <= jobs
+    assert not any((folder / "cells").glob("*.json"))
+    weights = folder / found[1] / "model.safetensors"  # the other one may have been stopped before it was recorded
+    before = weights.stat().st_ino
     assert compare(recipe, lambda event: None).exit_code == 0
-    assert weights.items() <= {path: path.stat().st_ino for path in folder.glob("*/model.safetensors")}.items()
+    assert weights.stat().st_ino == before
 
 
 @pytest.mark.parametrize("recorded", [True, False])
