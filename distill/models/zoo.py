@@ -88,20 +88,12 @@ def fit_once() -> Fit:
     search = fit
     found: dict[str, ModelSpec | ModelError] = {}
 
-    def once(
-        name: str,
-        *,
-        classes: int,
-        channels: int,
-        image_size: int,
-        arguments: Mapping[str, Any] = MappingProxyType({}),
-    ) -> ModelSpec:
-        question = repr((name, classes, channels, image_size, dict(arguments)))
+    def once(name: str, **asked: Any) -> ModelSpec:
+        whole = {**asked, "name": name, "arguments": dict(asked.get("arguments", {}))}
+        question = repr(sorted(whole.items()))
         if question not in found:
             try:
-                found[question] = search(
-                    name, classes=classes, channels=channels, image_size=image_size, arguments=arguments
-                )
+                found[question] = search(name, **asked)
             except ModelError as error:
                 found[question] = error
         answer = found[question]
