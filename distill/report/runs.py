@@ -148,7 +148,7 @@ class Run:
         self.recipe = recipe
 
     def reread(self) -> None:
-        """Takes over what other processes have recorded since the folder was opened; for who has its lock by now."""
+        """Takes over what other processes have recorded since the folder was opened."""
         self.record = open_run(self.folder).record
 
     def _replace(self, record: RunRecord) -> None:

@@ -62,7 +62,8 @@ def export_teacher(run: Run, recipe: Recipe, listener: Listener) -> Path:
     device = prepare_device(recipe)
     data = open_data(recipe, progress=files_read(listener))
     folder = run.folder / STORE
-    finished_teacher(run, recipe)  # asked without the lock, beside which its cure would be to wait for whoever holds it
+    run.reread()  # asked without the lock, beside which the cure would be to wait for whoever holds it
+    finished_teacher(run, recipe)
     with locked(run.folder):
         run.reread()
         weights, weights_sha256 = teacher_weights(run, recipe, data)
