@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill.errors import UserError
-from distill.report.comparison import Comparison, Network, Row
+from distill.report.comparison import Comparison
+from distill.report.comparison_parts import Network, Row
 from distill.report.results import CellResult
 from distill.store.bins import Bin, read_bins
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from distill.errors import RunError
+from distill.errors import RunError, UserError
 from distill.recipe.compare import CompareRecipe
 from distill.recipe.digest import PLACES, differences
 from distill.recipe.grid import Cell, grid
@@ -17,10 +17,11 @@ from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
 from distill.report.comparison_markdown import markdown
 from distill.report.comparison_table import csv_text
+from distill.report.curves import read_curves
 from distill.report.html import page
 from distill.report.latex import latex
-from distill.report.published import COMPARISON, is_published, published, set_aside, write_results
-from distill.report.results import CellResult, read_result
+from distill.report.published import COMPARISON, is_published, published, refuse_damaged, set_aside, write_results
+from distill.report.results import CellResult, damaged_records, read_result
 from distill.store.atomic import write_bytes
 
 _Reader: TypeAlias = Callable[[Cell], CellResult]
@@ -46,6 +47,21 @@ def is_plan(recipe: Recipe, folder: Path) -> bool:
     """Whether a comparison's folder is for this very recipe."""
     path = folder / COMPARISON
     return path.is_file() and path.read_bytes() == dump_recipe(recipe).encode()
+
+
+def damaged_comparison(folder: Path) -> list[str]:
+    """A sentence for each of a comparison's own files that cannot be read: recipe, numbers, curves, cells' records."""
+    problems = []
+    for read in (
+        partial(load_recipe, folder / COMPARISON),
+        partial(refuse_damaged, folder),
+        partial(read_curves, folder),
+    ):
+        try:
+            read()
+        except UserError as error:
+            problems.append(error.message)
+    return [*dict.fromkeys(problems), *damaged_records(folder)]
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from distill.recipe.grid import UNTRAINED
-from distill.report.comparison import MAIN, Comparison, Row
+from distill.report.comparison import MAIN, Comparison
+from distill.report.comparison_parts import Row
 from distill.report.comparison_table import (
     ANSWERS_CAPTION,
     CALIBRATED_CAPTION,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from distill.recipe.grid import shortest
-from distill.report.comparison import JUDGED, SCALED, Choice, Comparison, Row
+from distill.report.comparison import JUDGED, SCALED, Comparison
+from distill.report.comparison_parts import Choice, Row
 from distill.report.results import NOT_RUN, CellResult
 from distill.report.stats import Paired, Summary, summary
 

@@ -21,7 +21,7 @@ from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
 from distill.report.curves import CURVES, read_curves, write_curves
 from distill.report.results import CELLS, NOT_RUN, CellResult
-from distill.report.runs import open_run, shares
+from distill.report.runs import first_fault, open_run, shares
 from distill.store.atomic import mendable, sha256_of, write_bytes
 from distill.store.json_files import read_json, write_json
 
@@ -175,12 +175,7 @@ def published(folder: Path) -> Callable[[Cell], CellResult]:
         StoreError: it is no JSON.
     """
     path = folder / RESULTS
-    try:
-        found = _Results.model_validate(read_json(path), strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the whole"
-        raise RunError(f"{path}: {where}: {first['msg']}", cure=_AGAIN) from error
+    found = _results(path)
     if found.recipe_sha256 != sha256_of(folder / COMPARISON):
         raise RunError(f"{path}: its numbers are of another recipe than {COMPARISON} beside it", cure=_AGAIN)
     told, curves = {each.key: each for each in found.cells}, read_curves(folder)
@@ -192,3 +187,23 @@ def published(folder: Path) -> Callable[[Cell], CellResult]:
         return replace(result, curves=curves.get(cell.key, {})) if result.state == "finished" else result
 
     return read
+
+
+def refuse_damaged(folder: Path) -> None:
+    """Reads results.json, where there is one, and lets it be; beside runs it may be an earlier recipe's.
+
+    Raises:
+        RunError: it is damaged, or where there are no runs the recipe beside it is another.
+        StoreError: it is no JSON.
+    """
+    if is_published(folder):
+        published(folder)
+    elif (folder / RESULTS).is_file():
+        _results(folder / RESULTS)
+
+
+def _results(path: Path) -> _Results:
+    try:
+        return _Results.model_validate(read_json(path), strict=True)
+    except ValidationError as error:
+        raise RunError(f"{path}: {first_fault(error)}", cure=_AGAIN) from error

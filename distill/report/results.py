@@ -143,6 +143,12 @@ def _read(path: Path) -> CellRecord | None:
         return None
 
 
+def damaged_records(folder: Path) -> list[str]:
+    """A sentence for each cell of a comparison's folder whose record cannot be read."""
+    paths = sorted((folder / CELLS).glob("*.json"))
+    return [f"{path}: damaged; its cell counts as not run" for path in paths if _read(path) is None]
+
+
 def read_result(folder: Path, cell: Cell) -> CellResult:
     """What is known of a cell in a comparison's folder."""
     path = folder / CELLS / f"{cell.key}.json"

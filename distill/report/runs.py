@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from distill.errors import RecipeError, RunError, StoreError
 from distill.recipe.importing import is_elsewhere
@@ -24,6 +24,7 @@ from distill.store.json_files import parse_json, read_json, write_json
 from distill.store.manifest import installed_versions
 
 RECIPE, RECORD, METRICS = "recipe.toml", "run.json", "metrics.jsonl"
+WEIGHTS = "model.safetensors"  # what every finished teacher and student has written
 
 
 def shares(metrics: dict[str, float]) -> dict[str, float]:
@@ -72,6 +73,14 @@ class RunRecord(_Closed):
     begun: str = Field(description="Digest of the teacher or student that this folder is for.")
     teacher: str = Field(default="", description="Of a student: the digest of the teacher that its store came from.")
     stages: dict[str, StageRecord] = Field(default_factory=dict)
+
+    @field_validator("stages")
+    @classmethod
+    def _name_weights(cls, stages: dict[str, StageRecord]) -> dict[str, StageRecord]:
+        for stage in ("teacher", "student"):
+            if stage in stages and WEIGHTS not in stages[stage].files:
+                raise ValueError(f"{stage} is finished and names no {WEIGHTS}")
+        return stages
 
 
 @dataclass
@@ -201,10 +210,17 @@ def open_run(folder: Path) -> Run:
         record = RunRecord.model_validate(read_json(folder / RECORD))
         return Run(folder, load_recipe(folder / RECIPE), record)
     except (ValidationError, RecipeError) as error:
-        reason = str(error).splitlines()
+        reason = "; ".join(str(error).splitlines()[:3]) if isinstance(error, RecipeError) else first_fault(error)
         raise RunError(
-            f"{folder}: damaged run folder: {'; '.join(reason[:3])}", cure="restore it; or delete it and train again."
+            f"{folder}: damaged run folder: {reason}", cure="restore it; or delete it and train again."
         ) from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a file's content: `stages.teacher.digest: Field required`."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"])) or "the whole"
+    return f"{where}: {first['msg']}"
 
 
 def find_run(text: str, checkpoints: Path) -> Path:

@@ -16,7 +16,7 @@ from distill.data.loader import ImageData, open_data
 from distill.errors import RunError, UserError
 from distill.models import zoo
 from distill.report.lock import locked
-from distill.report.runs import RECORD, Run, open_run
+from distill.report.runs import RECORD, WEIGHTS, Run, open_run
 from distill.stages.common import after_scaling, as_teacher_sees, evaluator, model_spec
 from distill.stages.student import STUDENTS
 from distill.store.atomic import mendable, sha256_of
@@ -25,7 +25,7 @@ from distill.training.device import prepare_device
 from distill.training.events import Listener, Notice, files_read
 from distill.training.scaling import LEAST_WRONG
 
-_WEIGHTS = ("last.safetensors", "model.safetensors")  # of the last epoch: the first of them that there is
+_LAST = "last.safetensors"  # the last epoch's weights, where the others are the best one's
 # What the recorded scores may differ by when they are made again, as another machine adds in another order.
 _ACCURACY, _NLL, _IMAGES = 0.002, 0.01, 1.5
 
@@ -154,9 +154,9 @@ def _weights(run: Run) -> Path:
         RunError: they are not what the stage wrote.
     """
     files = run.record.stages[run.record.kind].files
-    name = next((name for name in _WEIGHTS if name in files), _WEIGHTS[-1])
+    name = _LAST if _LAST in files else WEIGHTS
     path = run.folder / name
-    if not path.is_file() or sha256_of(path) != files.get(name):
+    if not path.is_file() or sha256_of(path) != files[name]:
         reason = "sha256 differs from what was written" if path.is_file() else "missing"
         raise RunError(f"{path}: {reason}", cure="restore the file; or delete it and train again.")
     return path

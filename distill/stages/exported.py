@@ -24,7 +24,7 @@ from distill.errors import RunError
 from distill.models import zoo
 from distill.recipe.digest import digest
 from distill.report.lock import locked, waiting
-from distill.report.runs import Run
+from distill.report.runs import WEIGHTS, Run
 from distill.store.atomic import is_temporary, mendable, sha256_of, writable_folder, write_bytes
 from distill.store.json_files import read_json, write_json
 from distill.store.manifest import installed_versions
@@ -38,7 +38,7 @@ EXPORTED = "exported"
 TOLERANCE = 1e-4  # of the largest logit; float32 in another order of sums differs by some 1e-6
 BATCH_SIZES = (1, 2, 7)
 _FILES: dict[Kind, str] = {"onnx": "model.onnx", "torch-export": "model.pt2"}
-_READ = ("config.json", "model.safetensors")  # what timm reads
+_READ = ("config.json", WEIGHTS)  # what timm reads
 _EXTRA = ("onnx", "onnxruntime", "onnxscript")
 
 # timm's `local-dir:` finds the architectures of this package once they are registered, which importing `zoo` does.
@@ -121,7 +121,7 @@ def outdated(run: Run) -> list[str]:
     """A sentence for each exported network that was made from other weights than the run folder's."""
     made_from = {name: sha256 for stage in run.record.stages.values() for name, sha256 in stage.files.items()}
     return [
-        f"{run.folder / EXPORTED / file}: was made from other weights than {run.folder / 'model.safetensors'}"
+        f"{run.folder / EXPORTED / file}: was made from other weights than {run.folder / WEIGHTS}"
         for kind, file in _FILES.items()
         if (record := run.record.stages.get(stage_name(kind)))
         and record.digest != _digest(kind, {name: made_from.get(name, "") for name in _READ})

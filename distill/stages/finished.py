@@ -21,7 +21,7 @@ from distill.recipe.digest import digest, teacher_digest
 from distill.recipe.importing import LOCAL_DIR, TIMM
 from distill.recipe.schema import Recipe
 from distill.report.lock import waiting
-from distill.report.runs import RECIPE, Run, StageRecord
+from distill.report.runs import RECIPE, WEIGHTS, Run, StageRecord
 from distill.stages.common import as_teacher_sees, model_spec, teacher_inputs
 from distill.store.atomic import sha256_of
 from distill.store.checkpoint import load_weights
@@ -127,7 +127,7 @@ def teacher_weights(run: Run, recipe: Recipe, data: ImageData) -> tuple[Path, st
             f"{run.folder}: its teacher was trained by another recipe, on other images or with other given labels",
             cure="put back what was changed, or train a teacher under another name.",
         )
-    path = run.folder / "model.safetensors"
+    path = run.folder / WEIGHTS
     _refuse_other_files(run, recipe, [path.name])
     return path, record.files[path.name]
 

@@ -15,7 +15,7 @@ from distill.recipe.digest import digest, export_digest, inputs_digest, student_
 from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
 from distill.recipe.student_checks import label_rule
-from distill.report.runs import RECORD, Run, StageRecord, find_run, open_run
+from distill.report.runs import RECORD, WEIGHTS, Run, StageRecord, find_run, open_run
 from distill.stages.arms import arm_place
 from distill.stages.finished import STORE
 from distill.stages.settling import settle_student
@@ -118,7 +118,7 @@ def _teacher(cell: Cell, data: Callable[[], _Data], wanted: dict[int, str]) -> R
     wanted[cell.number] = inputs_digest(cell.recipe, data().fingerprint, data().given)
     if not run.done("teacher", wanted[cell.number]):
         return None
-    exported = run.done("export", export_digest(cell.recipe, trained.files.get("model.safetensors", "")))
+    exported = run.done("export", export_digest(cell.recipe, trained.files[WEIGHTS]))
     return run if not cell.exports or (exported and (run.folder / STORE / MANIFEST).is_file()) else None
 
 
@@ -131,7 +131,7 @@ def _student(cell: Cell, teacher: Run, data: Callable[[], _Data], wanted: dict[i
         rules = [label_rule(run.recipe) for run in more]
         sizes: dict[str, int] = {"channels": channels, "image_size": side, "classes": data().classes}
         settled = settle_student(cell.recipe, rules, **sizes, fit=fit).recipe
-        weights = teacher.record.stages["teacher"].files.get("model.safetensors", "")
+        weights = teacher.record.stages["teacher"].files[WEIGHTS]
         own = student_digest(settled, student_inputs(teacher, more, settled, weights))
     except UserError:  # its own stage says it better
         return None

@@ -12,9 +12,9 @@ from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
 from distill.report.published import COMPARISON
 from distill.report.results import of_another_recipe
-from distill.report.runs import RECORD, Run, open_run
+from distill.report.runs import RECORD, WEIGHTS, Run, open_run
 
-_STATE, _WEIGHTS = Path("state", "teacher.safetensors"), "model.safetensors"
+_STATE = Path("state", "teacher.safetensors")
 # What decides no teacher.
 _NO_MATTER = (*PLACES, "views.count:")
 _CURE = "choose another name (--set name=...), or delete the folder."
@@ -35,7 +35,7 @@ def refuse_another_teacher(folder: Path, recipe: Recipe, digest: str) -> None:
         reason = f"holds a comparison ({COMPARISON}), expected a teacher's folder or none"
         raise RunError(f"{folder}: {reason}", cure="choose another name: --set name=...")
     if not (folder / RECORD).exists():
-        if (folder / _WEIGHTS).is_file():
+        if (folder / WEIGHTS).is_file():
             raise RunError(f"{folder}: holds a teacher, but no {RECORD} that says of what recipe", cure=_CURE)
         return
     run = open_run(folder)

@@ -17,7 +17,7 @@ from distill.models.small import Enlarged
 from distill.recipe.checks import check_recipe
 from distill.recipe.schema import ImportedRecipe, Recipe, TeacherRecipe
 from distill.report.lock import locked
-from distill.report.runs import RECORD, Run, make_run, open_run
+from distill.report.runs import RECORD, WEIGHTS, Run, make_run, open_run
 from distill.stages.checkpoints import Checkpoint, find_checkpoint
 from distill.stages.common import (
     after_scaling,
@@ -71,7 +71,7 @@ def import_teacher(text: str, recipe: Recipe, listener: Listener, *, model: str 
         metrics = _judged(network, recipe, data, device, listener)
         run = make_run(folder, recipe, kind="teacher", begun=digest)
         run.forget("teacher")
-        files = {"model.safetensors": save_weights(folder / "model.safetensors", network.state_dict())}
+        files = {WEIGHTS: save_weights(folder / WEIGHTS, network.state_dict())}
         files |= write_left_out(data, folder)
         metrics["seconds"] = time.monotonic() - began
         run.finish("teacher", digest, metrics, files, describe_device(device), _provenance(checkpoint, recipe))

@@ -10,7 +10,7 @@ from distill.errors import RunError
 from distill.recipe.checks import check_recipe
 from distill.recipe.schema import Recipe
 from distill.report.lock import locked
-from distill.report.runs import RECORD, Run, make_run, open_run
+from distill.report.runs import RECORD, WEIGHTS, Run, make_run, open_run
 from distill.stages.bare import bare_classes
 from distill.stages.common import (
     after_scaling,
@@ -98,7 +98,7 @@ def _beside_the_store(recipe: Recipe, old: Recipe) -> Recipe:
 def _write(task: TeacherTask, plan: Plan, run: Run) -> dict[str, str]:
     """The finished teacher's files and their sha256."""
     files = write_selected(task.model, task.recipe.teacher, run.folder)
-    files["model.safetensors"] = save_weights(run.folder / "model.safetensors", task.model.state_dict())
+    files[WEIGHTS] = save_weights(run.folder / WEIGHTS, task.model.state_dict())
     files |= write_left_out(task.data, run.folder)
     if (labels := task.rule.kept()) is not None:
         folder = run.folder / LABELS_FOLDER

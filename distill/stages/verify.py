@@ -10,8 +10,10 @@ from pathlib import Path
 
 from distill.errors import RunError, StoreError, UserError
 from distill.recipe.digest import inputs_digest
+from distill.report.comparison_folder import damaged_comparison
+from distill.report.curves import CURVES
 from distill.report.lock import LOCK, at_work
-from distill.report.published import COMPARISON
+from distill.report.published import COMPARISON, RESULTS
 from distill.report.results import CELLS
 from distill.report.runs import METRICS, RECIPE, RECORD, Run, damaged_files, open_run
 from distill.stages.exported import outdated
@@ -46,11 +48,12 @@ def verify_path(path: Path, tell: Callable[[str], object] = lambda line: None) -
     """Checks a run folder (its students too), a folder of runs or comparisons, a store, or learned labels.
 
     What is covered: every file that a finished stage wrote, by its sha256; the store and the labels by their own
-    manifests; whether an exported teacher's recipe.toml is the one that it was trained by, and whether a student's
-    exported network was made from its weights, and the student itself with the teacher whose folder it is in. What is
-    not: metrics.jsonl and figures, which are for people; reliability.json, which a report holds against the accuracy
-    and ECE of run.json when it reads it; resume states, which carry a digest of their own; `[student]` of a student's
-    recipe.toml, whose digest needs the store as it was then; and the data.
+    manifests; that a comparison's own files can be read; whether an exported teacher's recipe.toml is the one that it
+    was trained by, and whether a student's exported network was made from its weights, and the student itself with the
+    teacher whose folder it is in. What is not: metrics.jsonl and figures, which are for people; reliability.json, which
+    a report holds against the accuracy and ECE of run.json when it reads it; resume states, which carry a digest of
+    their own; a comparison's tables, which `--report-only` makes again; `[student]` of a student's recipe.toml, whose
+    digest needs the store as it was then; and the data.
 
     Args:
         path: what to check.
@@ -78,6 +81,8 @@ def _found(path: Path, tell: Callable[[str], object]) -> Found:
         return _run(path)
     if (path / LOCK).exists() and _never_began(path):
         return [], 0
+    if (path / COMPARISON).exists():
+        return _comparison(path, tell)
     if inside := _runs_in(path, tell):
         return _all(inside)
     check = verify_labels if (path / LABELS).exists() else verify_store
@@ -120,9 +125,16 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
 
 
-def _members(comparison: Path) -> list[Path]:
-    """The run folders of a comparison."""
-    return [folder for folder in _folders(comparison) if folder.name != CELLS]
+def _members(folder: Path) -> list[Path]:
+    """What may be runs in a folder of runs, or in a comparison's."""
+    return [each for each in _folders(folder) if each.name != CELLS]
+
+
+def _comparison(folder: Path, tell: Callable[[str], object] = lambda line: None) -> Found:
+    """Its own files can be read, and its runs are sound."""
+    problems, files = _all(_runs_in(folder, tell))
+    own = [folder / name for name in (COMPARISON, RESULTS, CURVES)] + list((folder / CELLS).glob("*.json"))
+    return [*damaged_comparison(folder), *problems], files + sum(path.is_file() for path in own)
 
 
 def _all(folders: list[Path]) -> Found:
@@ -131,7 +143,7 @@ def _all(folders: list[Path]) -> Found:
     files = 0
     for folder in (each for each in folders if not _never_began(each)):
         try:
-            more, count = _all(_members(folder)) if (folder / COMPARISON).exists() else _run(folder)
+            more, count = _comparison(folder) if (folder / COMPARISON).exists() else _run(folder)
         except (UserError, OSError) as error:
             more, count = [(_unread(folder, error) if isinstance(error, OSError) else error).message], 0
         problems, files = problems + more, files + count

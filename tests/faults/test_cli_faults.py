@@ -536,6 +536,48 @@ def test_verify_of_a_comparison(distill: Command) -> None:
         assert "class-s0/model.safetensors" in found.err
 
 
+@pytest.mark.parametrize(
+    "file", ["comparison.toml", "results.json", "curves.csv", "cells/{cell}", "onehot-s0/run.json"]
+)
+def test_verify_names_a_damaged_file_of_a_comparison(distill: Command, file: str) -> None:
+    assert distill("compare", "tiny.toml", "--quiet").code == 0
+    folder = Path("checkpoints/tiny-compare")
+    path = folder / file.format(cell=next((folder / "cells").iterdir()).name)
+    path.write_text("torn")
+    for place in (folder, folder.parent):
+        found = distill("verify", str(place))
+        assert found.code == 2
+        assert str(path if path.name != "run.json" else path.parent) in found.err
+
+
+def test_verify_of_a_comparison_without_runs(distill: Command) -> None:
+    """As it is kept with a paper; its numbers are of the recipe beside them."""
+    assert distill("compare", "tiny.toml", "--quiet").code == 0
+    folder = Path("kept")
+    folder.mkdir()
+    for name in ("comparison.toml", "results.json", "curves.csv"):
+        shutil.copy(Path("checkpoints/tiny-compare") / name, folder)
+    assert distill("verify", str(folder)).out == f"{folder}: sound (3 files)\n"
+    recipe = folder / "comparison.toml"
+    recipe.write_text(recipe.read_text() + "# mine\n")
+    found = distill("verify", str(folder))
+    assert found.code == 2
+    assert "of another recipe than comparison.toml" in found.err
+
+
+def test_a_record_that_names_no_weights_is_damaged(distill: Command, run: Path) -> None:
+    """Its cure is no command that finds it as damaged as before."""
+    record = run / "run.json"
+    told = json.loads(record.read_text())
+    told["stages"]["teacher"]["files"] = {}
+    record.write_text(json.dumps(told))
+    for words in (("verify", str(run)), ("student", "--teacher", str(run)), ("labels", str(run))):
+        found = distill(*words)
+        assert found.code == 2
+        assert "teacher is finished and names no model.safetensors" in found.err
+        assert "restore it; or delete it and train again" in found.err
+
+
 def test_a_quiet_comparison_says_what_failed(distill: Command, tmp_path: Path) -> None:
     """A file stands where a teacher's folder has to be; and where the pictures go, of the other one."""
     folder = tmp_path / "checkpoints" / "tiny-compare"

@@ -135,7 +135,14 @@ def _write_labels(folder: Path, seed: int, names: Sequence[str]) -> dict[str, st
 def _write_run(folder: Path, comparison: Comparison, files: Mapping[str, str]) -> None:
     """A finished teacher's record."""
     stage = StageRecord(
-        digest="0", seconds=1.0, finished="", metrics={}, commit="", versions={}, machine={}, files=dict(files)
+        digest="0",
+        seconds=1.0,
+        finished="",
+        metrics={},
+        commit="",
+        versions={},
+        machine={},
+        files={"model.safetensors": "0", **files},
     )
     record = RunRecord(kind="teacher", name="r", seed=0, created="", begun="0", stages={"teacher": stage})
     Run(folder, comparison.recipe, record).keep_recipe(comparison.recipe)

@@ -13,9 +13,10 @@ import pytest
 from distill.errors import RunError
 from distill.recipe.grid import Cell, grid
 from distill.recipe.load import parse_recipe
-from distill.report.comparison import JUDGED, Choice, Comparison
+from distill.report.comparison import JUDGED, Comparison
 from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
 from distill.report.comparison_markdown import markdown
+from distill.report.comparison_parts import Choice
 from distill.report.comparison_table import csv_text, scaled_lines
 from distill.report.html import page
 from distill.report.page.forest import forest

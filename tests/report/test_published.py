@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,11 +19,12 @@ from distill.errors import RunError, UserError
 from distill.recipe.grid import Cell
 from distill.recipe.load import dump_recipe, load_recipe
 from distill.report.comparison import Comparison
-from distill.report.comparison_folder import read_comparison, write_comparison, write_plan
+from distill.report.comparison_folder import is_plan, read_comparison, write_comparison, write_plan
+from distill.report.curves import CURVES
 from distill.report.html import page
 from distill.report.published import COMPARISON, RESULTS, is_published, without_runs, write_results
 from distill.report.results import CELLS
-from distill.report.runs import make_run
+from distill.report.runs import WEIGHTS, make_run
 from distill.store.atomic import writable_folder
 from tests.report.made import METRICS, made
 from tests.report.pages import large
@@ -134,6 +138,40 @@ def test_what_has_the_only_numbers_is_set_aside(tmp_path: Path) -> None:
     assert len(list(other.glob("results-*.json"))) == 1
 
 
+@pytest.mark.parametrize("lived", range(5))
+def test_a_kill_while_numbers_are_set_aside_loses_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lived: int
+) -> None:
+    """At each renaming; the same command goes on."""
+    folder, whole = tmp_path / "p", made()
+    with_curves = [replace(result, curves={"accuracy": (0.5,)}) for result in without_runs(whole).results]
+    publish(replace(whole, results=tuple(with_curves)), folder)
+    names = (RESULTS, CURVES, COMPARISON)
+    before = sorted((folder / name).read_bytes() for name in names)
+    other, steps = made("teacher.epochs=7").recipe, 0
+
+    def dying(real: Callable[..., None]) -> Callable[..., None]:
+        def rename(*given: Any, **named: Any) -> None:
+            nonlocal steps
+            if steps == lived:
+                raise KeyboardInterrupt
+            steps += 1
+            real(*given, **named)
+
+        return rename
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(os, "rename", dying(os.rename))
+        patch.setattr(os, "replace", dying(os.replace))
+        write_plan(other, folder)
+    assert steps == min(lived, 4)
+    write_plan(other, folder)
+    kept = [next(folder.glob(pattern)) for pattern in ("results-*.json", "curves-*.csv", "comparison-*.toml")]
+    assert sorted(path.read_bytes() for path in kept) == before
+    assert len(list(folder.iterdir())) == 4
+    assert is_plan(other, folder)
+
+
 def test_where_the_runs_are_nothing_is_set_aside(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     folder.mkdir()
@@ -142,7 +180,7 @@ def test_where_the_runs_are_nothing_is_set_aside(tmp_path: Path) -> None:
     for result in whole.results:
         place = writable_folder(folder / result.run)
         runs[result.cell.key] = make_run(place, result.cell.recipe, kind=result.cell.kind, begun="")
-        runs[result.cell.key].finish(result.cell.kind, "ab" * 32, {**METRICS, "seconds": 1.0}, {}, "cpu")
+        runs[result.cell.key].finish(result.cell.kind, "ab" * 32, {**METRICS, "seconds": 1.0}, {WEIGHTS: ""}, "cpu")
     write_plan(whole.recipe, folder)
     write_results(whole, folder)
     (folder / CELLS).mkdir()

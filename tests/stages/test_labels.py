@@ -20,13 +20,13 @@ from distill.errors import RunError, StoreError
 from distill.recipe.schema import Recipe
 from distill.report.label_report import LabelReport
 from distill.report.lock import locked
-from distill.report.runs import Run, make_run, open_run
+from distill.report.runs import WEIGHTS, Run, make_run, open_run
 from distill.stages.common import teacher_inputs
 from distill.stages.export import export_teacher
 from distill.stages.labels import draw_suspects, look_at_labels
 from distill.stages.pipeline import run_teacher
 from distill.stages.verify import verify_path
-from distill.store.atomic import sha256_of, writable_folder
+from distill.store.atomic import sha256_of, writable_folder, write_bytes
 from distill.store.labels import LearnedLabels, write_labels
 from distill.training.events import Event
 from tests.data.pictures import folder_of
@@ -50,14 +50,14 @@ def finished(
     epochs: list[Mapping[str, float]] = EPOCHS,
     metrics: Mapping[str, float] = {"given_right": 0.7},
 ) -> Run:
-    """A run folder as a finished teacher leaves it, without weights."""
+    """A run folder as a finished teacher leaves it, with nothing in its weights."""
     digest = teacher_inputs(recipe, open_data(recipe))
     folder = writable_folder(Path(recipe.checkpoints) / recipe.name)
     run = make_run(folder, recipe, kind="teacher", begun=digest)
-    files = {}
+    files = {WEIGHTS: write_bytes(run.folder / WEIGHTS, b"")}
     if labels is not None:
         write_labels(run.folder / "labels", labels, {"teacher_digest": digest})
-        files = {f"labels/{path.name}": sha256_of(path) for path in (run.folder / "labels").iterdir()}
+        files |= {f"labels/{path.name}": sha256_of(path) for path in (run.folder / "labels").iterdir()}
     lines = [{"event": "epoch", "stage": "teacher", "epoch": k, "metrics": dict(line)} for k, line in enumerate(epochs)]
     (run.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run.finish("teacher", digest, {"seconds": 1.0, **metrics}, files, "cpu")

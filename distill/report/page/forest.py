@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from distill.recipe.grid import UNTRAINED
-from distill.report.comparison import MAIN, Comparison, Difference
+from distill.report.comparison import MAIN, Comparison
+from distill.report.comparison_parts import Difference
 from distill.report.page.markup import Markup, el
 from distill.report.page.numbers import MINUS, SIGNS, p_text, points
 from distill.report.page.svg import Scale, span, tick_text

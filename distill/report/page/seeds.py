@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from distill.report.comparison import MAIN, Comparison, Network
+from distill.report.comparison import MAIN, Comparison
+from distill.report.comparison_parts import Network
 from distill.report.page.markup import Markup, el
 from distill.report.page.numbers import summarised, with_half
 from distill.report.page.svg import Scale, curve, dot, line, picture, span, text, tick_text

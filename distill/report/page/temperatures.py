@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from distill.recipe.grid import shortest
-from distill.report.comparison import MAIN, Choice, Comparison
+from distill.report.comparison import MAIN, Comparison
+from distill.report.comparison_parts import Choice
 from distill.report.page.markup import Markup, el
 from distill.report.page.numbers import summarised, with_half
 from distill.report.page.svg import Scale, at, curve, dot, line, picture, span, text, tick_text

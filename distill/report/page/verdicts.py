@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from distill.report.comparison import Comparison, Difference, Network
+from distill.report.comparison import Comparison
+from distill.report.comparison_parts import Difference, Network
 from distill.report.page.markup import Markup, el, sentences
 from distill.report.page.numbers import SIGNS, claim, typeset
 from distill.report.verdicts import verdict
