@@ -130,7 +130,7 @@ def test_planted_noise(tiny: Callable[..., Recipe]) -> None:
         assert row["path"] == ""
     assert sum(row["learned"] == row["true"] for row in rows) == 57
     assert drawn(run.folder / "figures") == PICTURES
-    assert verify_path(run.folder) == 2
+    assert verify_path(run.folder) == 3
 
 
 def test_the_list_with_a_column_of_labels_corrects_the_data(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -338,7 +338,7 @@ def test_another_place(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="file"):
         look(run, out=tmp_path / "file")
-    assert verify_path(run.folder) == 2
+    assert verify_path(run.folder) == 3
 
 
 def test_nothing_is_suspected(tiny: Callable[..., Recipe]) -> None:
