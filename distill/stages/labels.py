@@ -93,13 +93,14 @@ def _look(
     files: dict[str, Path] = {}
     notes = ["labels of classes name no single image, so no image is suspected"]
     if labels.kind == "instance":
-        files, notes = _write_suspects(folder, seen, seen.order[:top], planted=judged is not None)
-        notes += _left(run, seen)
+        files, notes = _write_suspects(folder, recipe, seen, seen.order[:top], planted=judged is not None)
+        notes += [*_left(run, seen), *_meta_counted(seen)]
     files["heat_map"] = _draw_heat_map(folder / "label_heat_map.png", seen, pairs)
-    if epochs_chart(folder / "label_epochs.png", run.epochs("teacher"), len(seen.names)):
-        files["epochs"] = folder / "label_epochs.png"
+    chart = folder / "label_epochs.png"
+    if epochs_chart(chart, run.epochs("teacher"), len(seen.names)):
+        files["epochs"] = chart
     else:
-        notes.append(f"no chart of the epochs: {run.folder / METRICS} says nothing of labels")
+        notes.append(f"no chart of the epochs: {run.folder / METRICS} says nothing of labels{_earlier(chart)}")
     if relation is not None and relation.picture is None:
         notes.append(f"no picture of class relations: {relation.missing}{_earlier(folder / PICTURE)}")
     return LabelReport(
@@ -193,6 +194,18 @@ def _left(run: Run, seen: LabelRows) -> Iterator[str]:
         )
 
 
+def _meta_counted(seen: LabelRows) -> Iterator[str]:
+    """Why the shares are others than those of the training: its own are of the training part."""
+    if seen.data is None:
+        return
+    meta = int(np.isin(seen.labels.indices.numpy(), seen.data.splits.meta.numpy()).sum())
+    if meta:
+        yield (
+            f"{meta:,} of these {len(seen.rows.given):,} labels are of meta images that were trained on too: they "
+            "count here, and not in the shares that the teacher's training told"
+        )
+
+
 def _suspects(seen: LabelRows, chosen: Indices, *, planted: bool) -> Iterator[Suspect]:
     """Rows by name: int64 [K]."""
     true = seen.true if planted else None
@@ -209,7 +222,7 @@ def _suspects(seen: LabelRows, chosen: Indices, *, planted: bool) -> Iterator[Su
 
 
 def _write_suspects(
-    folder: Path, seen: LabelRows, shown: Indices, *, planted: bool
+    folder: Path, recipe: Recipe, seen: LabelRows, shown: Indices, *, planted: bool
 ) -> tuple[dict[str, Path], list[str]]:
     """Contact sheet, CSV file of all suspected images, and how sure the labels are.
 
@@ -221,8 +234,8 @@ def _write_suspects(
         _draw_sheet(folder / SHEET, seen, shown, planted=planted)
         files["contact_sheet"] = folder / SHEET
     except DataError as error:
-        older = _earlier(folder / SHEET)
-        notes.append(f"no contact sheet: {error.message}; --set data.root=PATH names another place{older}")
+        place = f"--set {_moved(recipe, error.message)}=PATH names another place{_earlier(folder / SHEET)}"
+        notes.append(f"no contact sheet: {error.message}; {place}")
     if seen.data is None and (folder / LIST).exists():
         notes.append(f"{folder / LIST} is left as it is: names of files and classes come from the data")
     else:
@@ -231,6 +244,14 @@ def _write_suspects(
     files["confidence"] = folder / "label_confidence.png"
     confidence_histogram(files["confidence"], seen.rows.confidence, seen.rows.suspected, len(seen.names))
     return files, notes
+
+
+def _moved(recipe: Recipe, message: str) -> str:
+    """The field of what could not be opened: a file of labels that the error speaks of, else the images' folder."""
+    for field, file in (("data.corrections", recipe.data.corrections), ("data.noise.file", recipe.data.noise.file)):
+        if file and (message.startswith(field) or file in message):
+            return field
+    return "data.root"
 
 
 def _earlier(path: Path) -> str:

@@ -145,6 +145,29 @@ def test_the_list_with_a_column_of_labels_corrects_the_data(tiny: Callable[..., 
     assert after.corrected == 61
 
 
+def test_a_file_of_labels_that_is_gone_is_named_by_its_own_field(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
+    table, moved = tmp_path / "looked_at.csv", tmp_path / "moved.csv"
+    table.write_text("index,label\n0,1\n")
+    recipe = tiny(f'data.corrections="{table}"')
+    run = finished(recipe, cured(recipe))
+    table.rename(moved)
+    report = look(run)
+    assert "looked_at.csv is not there; --set data.corrections=PATH names another place" in report.notes[0]
+    assert look(run, tiny(f'data.corrections="{moved}"')).notes == ()
+    table.write_text("index;label\n0;1\n")
+    assert "--set data.corrections=PATH" in look(run).notes[0]
+
+
+def test_labels_of_meta_images_are_counted_and_it_is_told(tiny: Callable[..., Recipe]) -> None:
+    """Training tells shares of its own part only: without a word there would be two numbers of one name."""
+    recipe = tiny("data.meta=30")
+    splits = open_data(recipe).splits
+    rows = torch.cat([splits.train, splits.meta]).sort().values
+    given = open_data(recipe).labels.given[rows]
+    report = look(finished(recipe, labels_at(given, (given + 1) % 10, rows, 10)))
+    assert any(note.startswith(f"30 of these {len(rows)} labels are of meta images") for note in report.notes)
+
+
 def test_without_planted_noise_nobody_is_judged(tiny: Callable[..., Recipe]) -> None:
     recipe = tiny('data.noise.kind="none"')
     report = look(finished(recipe, cured(recipe), metrics={"given_right": 1.0}))
@@ -290,6 +313,8 @@ def test_metrics_that_say_nothing_of_labels(tiny: Callable[..., Recipe]) -> None
     report = look(run)
     assert report.notes == (f"no chart of the epochs: {run.folder / 'metrics.jsonl'} says nothing of labels",)
     assert drawn(run.folder / "figures") == PICTURES - {"label_epochs.png"}
+    (run.folder / "figures/label_epochs.png").touch()
+    assert look(run).notes[0].endswith(f"; {run.folder / 'figures/label_epochs.png'} is an earlier one")
 
 
 def test_an_interruption_leaves_no_half_file(tiny: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
