@@ -253,7 +253,8 @@ def check_start(classes: int, true_class_mass: float, parametrisation: Parametri
     if classes < fewest:
         raise DataError(
             f"learned labels: found {classes} classes, expected {fewest} or more",
-            cure='set [teacher.labels] parametrisation = "softmax": a fixed mass leaves another class no choice.'
+            cure="a fixed mass leaves the other class no choice; leave it out of [teacher.labels], be it as "
+            'parametrisation = "fixed-mass" or as settings = "trusted".'
             if fewest == 3
             else "use data of more than one class.",
         )

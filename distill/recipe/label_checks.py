@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
-from distill.recipe.labels import ANSWER_RULES, LEARNED_RULES, LabelsRecipe, PullsRecipe, reads
+from distill.recipe.labels import ANSWER_RULES, LEARNED_RULES, SETTINGS, LabelsRecipe, PullsRecipe, reads
 from distill.recipe.schema import Recipe
 
 # timm's names for torch's SGD, Adam and AdamW, the optimisers that the look-ahead of learned labels has a rule for.
@@ -176,8 +176,15 @@ def _rows(labels: LabelsRecipe, learned: Sequence[str]) -> Iterator[str]:
     if labels.parametrisation != "softmax" and "class+instance" in learned:
         yield (
             f'[teacher.labels] parametrisation: found "{labels.parametrisation}", expected "softmax" for the rule '
-            '"class+instance", whose rows are sums of logits'
+            f'"class+instance", whose rows are sums of logits{_said(labels)}'
         )
+
+
+def _said(labels: LabelsRecipe) -> str:
+    """What else may have set the parametrisation: a word is replaced by its fields before they are looked at."""
+    if labels.parametrisation != SETTINGS["trusted"]["parametrisation"]:
+        return ""
+    return '; settings = "trusted" stands for it too, which is for "class" and "instance"'
 
 
 def _pulls(labels: LabelsRecipe) -> Iterator[str]:

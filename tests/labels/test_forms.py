@@ -48,8 +48,9 @@ def test_a_fixed_mass_stays_whatever_is_learned() -> None:
 
 
 def test_a_fixed_mass_needs_two_other_classes() -> None:
-    with pytest.raises(DataError, match="found 2 classes, expected 3 or more"):
+    with pytest.raises(DataError, match="found 2 classes, expected 3 or more") as caught:
         class_table(2, 0.7, CPU, "fixed-mass")
+    assert 'settings = "trusted"' in str(caught.value.cure)  # by which word it may have come
 
 
 def test_what_one_image_teaches_the_prior_reaches_all_images_of_its_class() -> None:

@@ -156,6 +156,14 @@ def test_each_rule_names_its_field(assignments: tuple[str, ...], place: str) -> 
     assert len(line) < 260
 
 
+def test_a_word_is_named_where_one_of_its_fields_does_not_fit() -> None:
+    """Who gave `settings` has not written the field that is refused."""
+    (line,) = problems(changed("teacher.labels.rule=class+instance", "teacher.labels.settings=trusted"))
+    assert 'settings = "trusted"' in line
+    (line,) = problems(changed("teacher.labels.rule=class+instance", "teacher.labels.parametrisation=projected"))
+    assert "settings" not in line
+
+
 @pytest.mark.parametrize(
     "assignments",
     [
