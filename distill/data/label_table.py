@@ -85,11 +85,18 @@ def _rows(path: Path, cure: str, more: bool) -> Iterator[tuple[int, dict[str, st
     header = [name.strip() for name in rows[0][1]] if rows else []
     if expected := _lacking(header, more):
         found = ",".join(header)[:80] or "nothing"
-        raise DataError(f"{path}:1: header {found!r}, expected {expected}", cure=cure)
+        between = "" if len(header) > 1 else _separated(found)
+        raise DataError(f"{path}:1: header {found!r}, expected {expected}{between}", cure=cure)
     for line, row in rows[1:]:
         if len(row) != len(header):
             raise DataError(f"{path}:{line}: {len(row)} fields, expected {len(header)}: {','.join(header)}")
         yield line, dict(zip(header, row, strict=True))
+
+
+def _separated(header: str) -> str:
+    """What a spreadsheet may have put between the columns, for the end of an error."""
+    other = next((name for sign, name in ((";", "semicolons"), ("\t", "tabs")) if sign in header), "")
+    return f", with commas between the columns and not {other}" if other else ""
 
 
 def _lacking(header: list[str], more: bool) -> str:

@@ -45,6 +45,8 @@ def test_the_list_of_suspects_with_one_more_column(tmp_path: Path) -> None:
         ("", "c.csv:1: header 'nothing', expected one column 'index'"),
         ("index,learned\n0,dog\n", "c.csv:1: header 'index,learned', expected one column 'label'"),
         ("index,label,label\n0,dog,dog\n", "expected one column 'label'"),
+        ("index;label\n0;dog\n", "expected one column 'index', with commas between the columns and not semicolons"),
+        ("index\tlabel\n0\tdog\n", "with commas between the columns and not tabs"),
         ("index,label\n0,cow\n", "c.csv:2: label 'cow', expected a class name or 0 to 2"),
         ("index,label\n9,cat\n", "c.csv:2: index '9', expected 0 to 8"),
         ("index,label\n1,cat\n1,frog\n", "c.csv:3: index 1 again, it is also in line 2"),
