@@ -53,7 +53,7 @@ def run_cells(schedule: Schedule, folder: Path, manner: Manner, listener: Listen
 def _here(schedule: Schedule, folder: Path, listener: Listener) -> None:
     while (cell := schedule.take()) is not None:
         left = _left(schedule, 1)
-        listener(Notice(f"cell {_count(schedule)}: {cell}{left and '; '}{left}"))
+        listener(Notice(f"cell {cell.number}, {_count(schedule)}: {cell}{left and '; '}{left}"))
         outcome = attempt(cell, folder, listener)
         _note(schedule, folder, outcome)
         if outcome.state == "failed":

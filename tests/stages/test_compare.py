@@ -77,8 +77,8 @@ def test_arms_of_teachers(arms: Callable[..., Recipe], tmp_path: Path) -> None:
     found = compare(arms(), told)
     assert (found.exit_code, found.picture) == (0, None)
     assert told.trained == 6
-    assert told.notices[0] == "cell 1 of 6: teacher plain, seed 0"
-    assert told.notices[-1].startswith("cell 6 of 6: teacher small, seed 1; about ")
+    assert told.notices[0] == "cell 0, 1 of 6: teacher plain, seed 0"
+    assert told.notices[-1].startswith("cell 5, 6 of 6: teacher small, seed 1; about ")
     folder = tmp_path / "tiny-compare"
     assert found.folder == folder
     assert {path.name for path in folder.glob("*-s*")} == {
