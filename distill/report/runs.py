@@ -24,6 +24,7 @@ from distill.store.json_files import parse_json, read_json, write_json
 from distill.store.manifest import installed_versions
 
 RECIPE, RECORD, METRICS = "recipe.toml", "run.json", "metrics.jsonl"
+_LISTED = 10  # runs in an error
 WEIGHTS = "model.safetensors"  # what every finished teacher and student has written
 
 
@@ -272,8 +273,11 @@ def run_named(text: str, checkpoints: Path) -> Path | None:
 
 
 def _known_runs(folder: Path) -> str:
-    runs = sorted(p.parent.name for p in folder.glob(f"*/{RECORD}"))[:10] if folder.is_dir() else []
-    return f"runs in {folder}: {', '.join(runs)}." if runs else "make one with `distill teacher RECIPE`."
+    """The names of some, for an error; how many there are besides."""
+    runs = sorted(p.parent.name for p in folder.glob(f"*/{RECORD}")) if folder.is_dir() else []
+    more = f" and {len(runs) - _LISTED} more" if len(runs) > _LISTED else ""
+    listed = ", ".join(runs[:_LISTED])
+    return f"runs in {folder}: {listed}{more}." if runs else "make one with `distill teacher RECIPE`."
 
 
 def damaged_files(run: Run) -> list[str]:

@@ -225,7 +225,8 @@ def _idle(recipe: Recipe) -> Iterator[str]:
     rules = {labels.rule, *(compare.rules(labels.rule) if asked else ())}
     names = set(labels.model_dump(exclude_defaults=True)).difference(*map(reads, rules))
     if names:
-        yield f'[teacher.labels] {", ".join(sorted(names))}: the rule "{labels.rule}" has no use for them'
+        them = "it" if len(names) == 1 else "them"
+        yield f'[teacher.labels] {", ".join(sorted(names))}: the rule "{labels.rule}" has no use for {them}'
 
 
 def _kept(recipe: Recipe, data: ImageData) -> Iterator[str]:

@@ -31,8 +31,15 @@ def test_a_name_is_a_runs_before_it_is_another_folders(tmp_path: Path, monkeypat
     assert find_run("checkpoints/pets", checkpoints) == checkpoints / "pets"
     Path("pets", RECORD).touch()
     assert find_run("pets", checkpoints) == Path("pets")
-    with pytest.raises(RunError, match="nobody: no such run folder"):
+    with pytest.raises(RunError, match="nobody: no such run folder") as caught:
         find_run("nobody", checkpoints)
+    assert caught.value.cure == "runs in checkpoints: pets."
+    for number in range(11):
+        (checkpoints / f"run{number:02}").mkdir()
+        (checkpoints / f"run{number:02}" / RECORD).touch()
+    with pytest.raises(RunError, match="nobody") as caught:
+        find_run("nobody", checkpoints)
+    assert str(caught.value.cure).endswith("run08 and 2 more.")
 
 
 def test_a_named_pipe_in_the_locks_place_is_not_waited_for(tmp_path: Path) -> None:
