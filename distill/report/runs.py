@@ -204,9 +204,9 @@ def open_run(folder: Path) -> Run:
     except OSError as error:
         raise mendable(folder / RECORD, "read", error) from error
     if not there:
-        raise RunError(
-            f"{folder}: not a run folder, expected {RECIPE} and {RECORD} in it", cure=_known_runs(folder.parent)
-        )
+        # A comparison's folder, or that of all runs, holds the ones that may have been meant.
+        place = folder if any(folder.glob(f"*/{RECORD}")) else folder.parent
+        raise RunError(f"{folder}: not a run folder, expected {RECIPE} and {RECORD} in it", cure=_known_runs(place))
     try:
         record = RunRecord.model_validate(read_json(folder / RECORD))
         return Run(folder, load_recipe(folder / RECIPE), record)

@@ -133,10 +133,20 @@ def read_labels_manifest(folder: Path) -> LabelsManifest:
     Raises:
         StoreError: there is none, or it is not to be believed.
     """
-    folder = Path(folder)
-    if not (folder / MANIFEST).exists():
-        raise StoreError(f"{folder}: holds no learned labels: it has no {MANIFEST}", cure="Train the teacher again.")
-    return validated(folder / MANIFEST, LabelsManifest, read_json(folder / MANIFEST))
+    path = Path(folder) / MANIFEST
+    if not path.exists():
+        raise StoreError(f"{folder}: holds no learned labels: it has no {MANIFEST}", cure=_again(path))
+    try:
+        return validated(path, LabelsManifest, read_json(path))
+    except StoreError as error:
+        if isinstance(error.__cause__, OSError):  # the file may be sound
+            raise
+        raise StoreError(error.message, cure=_again(path)) from error
+
+
+def _again(path: Path) -> str:
+    """The cure for a file of a teacher's labels: a teacher whose files are all there is not trained again."""
+    return f"{f'Delete {path}, and train' if path.exists() else 'Train'} the teacher again: distill teacher RECIPE"
 
 
 def read_labels(folder: Path) -> LearnedLabels:
@@ -147,7 +157,7 @@ def read_labels(folder: Path) -> LearnedLabels:
     """
     folder = Path(folder)
     manifest = read_labels_manifest(folder)
-    again = f"Delete {folder / LABELS}, and train the teacher again: distill teacher RECIPE"
+    again = _again(folder / LABELS)
     if problem := problem_with(folder, manifest.labels, content=True):
         raise StoreError(problem, cure=again)
     tensors = read_tensors(folder / LABELS)

@@ -34,6 +34,9 @@ def test_a_name_is_a_runs_before_it_is_another_folders(tmp_path: Path, monkeypat
     with pytest.raises(RunError, match="nobody: no such run folder") as caught:
         find_run("nobody", checkpoints)
     assert caught.value.cure == "runs in checkpoints: pets."
+    with pytest.raises(RunError, match="not a run folder") as caught:  # a comparison's, say
+        open_run(checkpoints)
+    assert caught.value.cure == "runs in checkpoints: pets."
     for number in range(11):
         (checkpoints / f"run{number:02}").mkdir()
         (checkpoints / f"run{number:02}" / RECORD).touch()

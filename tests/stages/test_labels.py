@@ -272,16 +272,20 @@ def test_damaged_labels(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     assert not (run.folder / "figures").exists()
 
 
-def test_the_cure_for_damaged_labels_works(tiny: Callable[..., Recipe]) -> None:
+@pytest.mark.parametrize("name", ["labels.safetensors", "manifest.json"])
+def test_the_cure_for_damaged_labels_works(tiny: Callable[..., Recipe], name: str) -> None:
     recipe = tiny("teacher.epochs=1")
     run = run_teacher(recipe, silent)
-    path = run.folder / "labels/labels.safetensors"
+    path = run.folder / "labels" / name
     whole = path.read_bytes()
-    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    path.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:] if name.endswith("s") else whole[:9])
     with pytest.raises(StoreError) as caught:
         look_at_labels(run, recipe, silent)
     assert caught.value.cure == f"Delete {path}, and train the teacher again: distill teacher RECIPE"
     path.unlink()
+    with pytest.raises(StoreError) as caught:
+        look_at_labels(run, recipe, silent)
+    assert caught.value.cure == "Train the teacher again: distill teacher RECIPE"
     assert look_at_labels(run_teacher(recipe, silent), recipe, silent).files
     assert path.read_bytes() == whole
 
