@@ -162,11 +162,17 @@ def _run(folder: Path) -> Found:
     # Each part is checked as what it is, too: a manifest may name files that the run's record does not.
     for check in (_store, _labels):
         more, count = _part(check, run)
-        problems, files = problems + [line for line in more if line not in problems], files + count
+        told = {_place(line) for line in problems}
+        problems, files = problems + [line for line in more if _place(line) not in told], files + count
     if problems and _changing(run):
         problems.append(f"{folder}: {_CHANGING}")
     more, count = _part(_students, run)
     return [*problems, *(line for line in more if line not in problems)], files + count
+
+
+def _place(problem: str) -> str:
+    """The file or folder that a problem begins with: one is told of once, by the check that comes first."""
+    return problem.partition(": ")[0]
 
 
 def _part(check: Callable[[Run], Found], run: Run) -> Found:

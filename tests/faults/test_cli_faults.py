@@ -524,6 +524,15 @@ def test_verify_reads_the_recipe_and_every_student(distill: Command, run: Path) 
     assert student.name in found.err
 
 
+@pytest.mark.parametrize("file", ["labels/labels.safetensors", "labels/manifest.json"])
+def test_verify_names_a_damaged_file_once(distill: Command, run: Path, file: str) -> None:
+    """The run's record knows its sha256, and what it is part of knows what should be in it."""
+    (run / file).write_bytes((run / file).read_bytes()[:50])
+    found = distill("verify", str(run))
+    assert found.code == 2
+    assert found.err.count(str(run / file)) == 1
+
+
 def test_verify_of_a_comparison(distill: Command) -> None:
     assert distill("compare", "tiny.toml", "--quiet").code == 0
     folder = Path("checkpoints/tiny-compare")
