@@ -26,14 +26,14 @@ def load(path: Path, overrides: list[str], *, comparing: bool = False) -> Recipe
 
 def found_run(text: str) -> Path:
     """The run folder of a name or a path."""
-    from distill.report.runs import find_run
+    from distill.report.run_names import find_run
 
     return find_run(text, Path("checkpoints"))
 
 
 def named_run(text: str) -> Path | None:
     """The run of that name under the checkpoints folder."""
-    from distill.report.runs import run_named
+    from distill.report.run_names import run_named
 
     return run_named(text, Path("checkpoints"))
 
@@ -46,7 +46,7 @@ def found_folder(text: str) -> Path:
     Raises:
         RunError: the name is empty, or `~` in it cannot be spelled out.
     """
-    from distill.report.runs import given_path
+    from distill.report.run_names import given_path
 
     path, named = given_path(text), Path("checkpoints") / text
     if run := named_run(text):

@@ -21,9 +21,10 @@ from distill.recipe.schema import Recipe
 from distill.report.comparison import Comparison
 from distill.report.curves import CURVES, read_curves, write_curves
 from distill.report.results import CELLS, NOT_RUN, CellResult
-from distill.report.runs import first_fault, open_run, shares
+from distill.report.runs import open_run, shares
 from distill.store.atomic import mendable, sha256_of, write_bytes
 from distill.store.json_files import read_json, write_json
+from distill.store.manifest import misfits
 
 COMPARISON, RESULTS = "comparison.toml", "results.json"  # the recipe of a comparison's folder, and its numbers
 _Number: TypeAlias = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
@@ -206,4 +207,4 @@ def _results(path: Path) -> _Results:
     try:
         return _Results.model_validate(read_json(path), strict=True)
     except ValidationError as error:
-        raise RunError(f"{path}: {first_fault(error)}", cure=_AGAIN) from error
+        raise RunError(f"{path}: {misfits(error)}", cure=_AGAIN) from error

@@ -15,13 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from distill.errors import RecipeError, RunError, StoreError
-from distill.recipe.importing import is_elsewhere
 from distill.recipe.load import dump_recipe, load_recipe
-from distill.recipe.paths import expanded
 from distill.recipe.schema import Recipe
 from distill.store.atomic import leads_out, mendable, sha256_of, write_bytes
 from distill.store.json_files import parse_json, read_json, write_json
-from distill.store.manifest import installed_versions
+from distill.store.manifest import installed_versions, misfits
 
 RECIPE, RECORD, METRICS = "recipe.toml", "run.json", "metrics.jsonl"
 _LISTED = 10  # runs in an error
@@ -206,73 +204,18 @@ def open_run(folder: Path) -> Run:
     if not there:
         # A comparison's folder, or that of all runs, holds the ones that may have been meant.
         place = folder if any(folder.glob(f"*/{RECORD}")) else folder.parent
-        raise RunError(f"{folder}: not a run folder, expected {RECIPE} and {RECORD} in it", cure=_known_runs(place))
+        raise RunError(f"{folder}: not a run folder, expected {RECIPE} and {RECORD} in it", cure=known_runs(place))
     try:
         record = RunRecord.model_validate(read_json(folder / RECORD))
         return Run(folder, load_recipe(folder / RECIPE), record)
     except (ValidationError, RecipeError) as error:
-        reason = "; ".join(str(error).splitlines()[:3]) if isinstance(error, RecipeError) else first_fault(error)
+        reason = "; ".join(str(error).splitlines()[:3]) if isinstance(error, RecipeError) else misfits(error)
         raise RunError(
             f"{folder}: damaged run folder: {reason}", cure="restore it; or delete it and train again."
         ) from error
 
 
-def first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong with a file's content: `stages.teacher.digest: Field required`."""
-    first = error.errors()[0]
-    where = ".".join(map(str, first["loc"])) or "the whole"
-    return f"{where}: {first['msg']}"
-
-
-def find_run(text: str, checkpoints: Path) -> Path:
-    """The folder that `--teacher RUN` means: a path, or the name of a run under the checkpoints folder.
-
-    Raises:
-        RunError: there is none, or no name was given.
-    """
-    if run := run_named(text, checkpoints):
-        return run
-    path, named = given_path(text), checkpoints / text
-    if path.is_dir():
-        return path
-    if named.is_dir():
-        return named
-    if path.suffix == ".toml" and path.is_file():
-        raise RunError(f"{text}: is a recipe, expected a run folder", cure=_known_runs(checkpoints))
-    if is_elsewhere(text):
-        raise RunError(
-            f"{text}: no run folder yet",
-            cure=f"import it first: `distill export --teacher {text}` names the run folder.",
-        )
-    raise RunError(f"{text}: no such run folder", cure=_known_runs(checkpoints))
-
-
-def given_path(text: str) -> Path:
-    """The path that a run was named by, with `~` spelled out.
-
-    Raises:
-        RunError: it is empty, which would mean the current folder and is a script's unset variable; or it is in the
-            home of a user that nobody knows.
-    """
-    if not text:
-        raise RunError(
-            "RUN: found an empty name, expected a folder or the name of a run",
-            cure="name one; . is the current folder.",
-        )
-    return expanded(text, "RUN", RunError)
-
-
-def run_named(text: str, checkpoints: Path) -> Path | None:
-    """The run of a bare name, which it means before any other file or folder: images in `pets/` may have made run pets.
-
-    None: there is no such run, or there is one at the path too.
-    """
-    path, named = Path(text), checkpoints / text
-    is_run = path.name == text and (named / RECORD).is_file() and not (path / RECORD).is_file()
-    return named if is_run else None
-
-
-def _known_runs(folder: Path) -> str:
+def known_runs(folder: Path) -> str:
     """The names of some, for an error; how many there are besides."""
     runs = sorted(p.parent.name for p in folder.glob(f"*/{RECORD}")) if folder.is_dir() else []
     more = f" and {len(runs) - _LISTED} more" if len(runs) > _LISTED else ""

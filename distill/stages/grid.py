@@ -15,7 +15,8 @@ from distill.recipe.digest import digest, export_digest, inputs_digest, student_
 from distill.recipe.grid import Cell
 from distill.recipe.schema import Recipe
 from distill.recipe.student_checks import label_rule
-from distill.report.runs import RECORD, WEIGHTS, Run, StageRecord, find_run, open_run
+from distill.report.run_names import find_run
+from distill.report.runs import RECORD, WEIGHTS, Run, StageRecord, open_run
 from distill.stages.arms import arm_place
 from distill.stages.finished import STORE
 from distill.stages.settling import settle_student

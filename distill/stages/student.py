@@ -19,7 +19,8 @@ from distill.recipe.losses import CATALOGUE, in_use, needs, needs_all_logits
 from distill.recipe.schema import Recipe
 from distill.recipe.student_checks import label_rule
 from distill.report.lock import locked, waiting
-from distill.report.runs import RECORD, WEIGHTS, Run, find_run, make_run, open_run
+from distill.report.run_names import find_run
+from distill.report.runs import RECORD, WEIGHTS, Run, make_run, open_run
 from distill.stages.common import after_scaling, evaluator, tell_left_out, write_selected
 from distill.stages.finished import STORE, load_teacher, origin_of, teacher_weights
 from distill.stages.settling import settle_student

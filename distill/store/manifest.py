@@ -289,8 +289,13 @@ def validated(path: Path, model: type[M], found: Any) -> M:
     try:
         return model.model_validate(found)
     except ValidationError as error:
-        first = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors(include_input=False)[:3]]
-        more = f" (and {error.error_count() - 3} more)" if error.error_count() > 3 else ""
         raise StoreError(
-            f"{path}: does not hold what it should: {'; '.join(first)}{more}", cure="The file is damaged, or not ours."
+            f"{path}: does not hold what it should: {misfits(error)}", cure="The file is damaged, or not ours."
         ) from None
+
+
+def misfits(error: ValidationError) -> str:
+    """The first few fields of a file that do not fit: `stages.teacher.digest: Field required`."""
+    first = [f"{'.'.join(map(str, e['loc'])) or 'it'}: {e['msg']}" for e in error.errors(include_input=False)[:3]]
+    more = f" (and {error.error_count() - 3} more)" if error.error_count() > 3 else ""
+    return f"{'; '.join(first)}{more}"

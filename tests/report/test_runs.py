@@ -13,7 +13,8 @@ import pytest
 from distill.errors import RunError, StoreError
 from distill.recipe.schema import Recipe
 from distill.report.lock import LOCK, drawing, locked
-from distill.report.runs import RECORD, WEIGHTS, damaged_files, find_run, make_run, open_run
+from distill.report.run_names import find_run
+from distill.report.runs import RECORD, WEIGHTS, damaged_files, make_run, open_run
 from distill.store.atomic import writable_folder
 
 
